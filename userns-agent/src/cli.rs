@@ -1,0 +1,366 @@
+//! The command line.
+//!
+//! Settings flags and their environment variables are made from the configuration's table of keys, and their
+//! values are checked with it, so that a file and a command line are told of all their mistakes together.
+
+use std::ffi::OsString;
+use std::marker::PhantomData;
+use std::path::PathBuf;
+
+use clap::parser::ValueSource;
+use clap::{Arg, ArgMatches, Args, FromArgMatches, Parser, Subcommand, ValueEnum};
+
+use crate::config::keys::{KEYS, Key, env_name, flag_name};
+use crate::config::{self, ConfigError, Loaded, Origin, Override};
+
+/// Checks at run time that Kubernetes user namespaces (`hostUsers: false`) hold.
+#[derive(Debug, Parser)]
+#[command(name = "userns-agent", version, after_help = EXAMPLES, max_term_width = 110)]
+#[command(subcommand_required = true, arg_required_else_help = true)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  userns-agent ps                                    what holds for each container right now
+  userns-agent run                                   watch this node
+  userns-agent run --pods-file pods.yaml --listen 0.0.0.0:9477
+  userns-agent check-config --config agent.yaml      what `run` would use, and what is wrong with it";
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Watch this node and report broken promises.
+    ///
+    /// Loads the eBPF programs, follows every process that enters a pod, and writes findings to standard output
+    /// and, if configured, to a file. Needs root, and in a container: the host's pid namespace and the
+    /// capabilities that deploy/ grants. Ends on SIGTERM or SIGINT.
+    #[command(after_long_help = RUN_HELP, after_help = RUN_HELP)]
+    Run(Settings<AllKeys>),
+    /// Look once, without an agent: for each container, whether what was promised for its pod holds.
+    ///
+    /// Takes one process of each container from cgroupfs and compares its user namespace with kubelet's record
+    /// and with the pods file. Loads nothing into the kernel. Needs root to see other users' processes.
+    #[command(after_long_help = PS_HELP, after_help = PS_HELP)]
+    Ps(PsArgs),
+    /// Check the configuration and print it, with defaults, as a file.
+    ///
+    /// Takes the flags and environment variables of `run`. All mistakes are reported together.
+    #[command(after_long_help = CHECK_HELP, after_help = CHECK_HELP)]
+    CheckConfig(Settings<AllKeys>),
+    /// Print version, revision, and whether this build holds the eBPF programs.
+    Version,
+    /// Write the generated reference documentation.
+    #[command(hide = true)]
+    Docs {
+        /// Directory to write it to.
+        dir: PathBuf,
+    },
+}
+
+const RUN_HELP: &str = "\
+Configuration: defaults, then the file, then environment variables, then flags; later ones win.
+
+Exit codes:
+   0  ended by SIGTERM or SIGINT
+  64  a flag, environment variable or configuration value is wrong; all are listed
+  66  the configuration file cannot be read
+  69  the kernel lacks something needed (BTF, a hook), or this build holds no eBPF programs
+  70  an internal error
+  71  the operating system refused something needed, such as the address to listen on
+  73  the output file cannot be created
+  74  writing failed: standard output or the output file
+  77  not permitted: not root, or a capability is missing
+
+Examples:
+  userns-agent run --output json | jq .why
+  userns-agent run --config /etc/userns-agent/config.yaml
+  USERNS_AGENT_LISTEN=0.0.0.0:9477 userns-agent run";
+
+const PS_HELP: &str = "\
+Verdicts:
+  honoured              in a user namespace of its own, with a range that is its own
+  ignored               promised one (declared or recorded by kubelet), runs in the host's
+  unsafe range          in one whose range holds host ids, differs from kubelet's record or overlaps another pod's
+  host user namespace   runs in the host's; nothing else was promised
+  unknown               what was promised or what holds cannot be told; the reason says which
+
+Exit codes:
+   0  no pod's verdict is `ignored` or `unsafe range`
+   1  a pod's verdict is
+  64  a flag, environment variable or configuration value is wrong; all are listed
+  66  the configuration file or the pods file cannot be read
+  69  there is no unified cgroup hierarchy
+  74  writing to standard output failed
+
+Examples:
+  userns-agent ps
+  kubectl get pods -A -o json > pods.json && userns-agent ps --pods-file pods.json
+  userns-agent ps --output json | jq '.[] | select(.verdict != \"honoured\")'";
+
+const CHECK_HELP: &str = "\
+Exit codes:
+   0  the configuration is right
+  64  it is not; all mistakes are listed
+  66  the file cannot be read";
+
+/// Arguments of `ps`.
+#[derive(Debug, Args)]
+pub struct PsArgs {
+    /// Form of the output.
+    #[arg(long, value_enum, default_value_t = PsOutput::Table)]
+    pub output: PsOutput,
+    /// Settings.
+    #[command(flatten)]
+    pub settings: Settings<PsKeys>,
+}
+
+/// Form of `ps`'s output.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum PsOutput {
+    /// Columns, for people.
+    Table,
+    /// An array of objects.
+    Json,
+}
+
+/// Which keys a command has flags for.
+pub trait Selection {
+    /// Whether it has one for `key`.
+    fn has(key: &Key) -> bool;
+}
+
+/// All keys.
+#[derive(Clone, Copy, Debug)]
+pub struct AllKeys;
+
+impl Selection for AllKeys {
+    fn has(_: &Key) -> bool {
+        true
+    }
+}
+
+/// The keys that `ps` uses.
+#[derive(Clone, Copy, Debug)]
+pub struct PsKeys;
+
+impl Selection for PsKeys {
+    fn has(key: &Key) -> bool {
+        key.ps
+    }
+}
+
+/// The configuration file and everything given besides it; not checked yet.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Settings<S> {
+    /// The configuration file.
+    pub file: Option<PathBuf>,
+    /// Flags and environment variables.
+    pub overrides: Vec<Override>,
+    selection: PhantomData<S>,
+}
+
+impl<S> Settings<S> {
+    /// Reads the file and checks everything.
+    ///
+    /// # Errors
+    ///
+    /// [`ConfigError`], with every mistake at once.
+    pub fn load(&self) -> Result<Loaded, ConfigError> {
+        config::load(self.file.as_deref(), &self.overrides)
+    }
+}
+
+impl<S: Selection> Args for Settings<S> {
+    fn augment_args(command: clap::Command) -> clap::Command {
+        let file = Arg::new("config")
+            .long("config")
+            .value_name("FILE")
+            .env("USERNS_AGENT_CONFIG")
+            .value_parser(clap::value_parser!(PathBuf))
+            .help("Configuration file (YAML), with the keys of the flags below");
+        KEYS.iter().filter(|key| S::has(key)).fold(command.arg(file), |command, key| {
+            let (default, allowed) = (key.default_text(), key.slot.allowed());
+            let long = format!("{}.\n\nAllowed: {allowed}. Default: {default}", key.help);
+            let arg = Arg::new(key.name)
+                .long(flag_name(key.name))
+                .env(env_name(key.name))
+                .value_name(key.slot.value_name())
+                .help(format!("{} [default: {}]", key.help, shorten(&default)))
+                .long_help(long)
+                .hide_env_values(true);
+            command.arg(arg)
+        })
+    }
+
+    fn augment_args_for_update(command: clap::Command) -> clap::Command {
+        Self::augment_args(command)
+    }
+}
+
+/// A default that is too long for the short help stands in the long help only.
+fn shorten(default: &str) -> &str {
+    if default.len() <= 40 { default } else { "see --help" }
+}
+
+impl<S: Selection> FromArgMatches for Settings<S> {
+    fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
+        let overrides = KEYS.iter().filter(|key| S::has(key)).filter_map(|key| {
+            let text = matches.get_one::<String>(key.name)?.clone();
+            let from_environment = matches.value_source(key.name)? == ValueSource::EnvVariable;
+            let origin = if from_environment { Origin::Environment } else { Origin::Flag };
+            Some(Override { key: key.name, text, origin })
+        });
+        let file = matches.get_one::<PathBuf>("config").cloned();
+        Ok(Self { file, overrides: overrides.collect(), selection: PhantomData })
+    }
+
+    fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
+        *self = Self::from_arg_matches(matches)?;
+        Ok(())
+    }
+}
+
+/// Reads a command line.
+///
+/// # Errors
+///
+/// Clap's error, also for `--help` and `--version`: print it and end with [`exit_code`] of it.
+pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Cli, clap::Error> {
+    Cli::try_parse_from(arguments)
+}
+
+/// The exit code of [`parse`]'s error.
+#[must_use]
+pub fn exit_code(error: &clap::Error) -> ExitCode {
+    if error.use_stderr() { ExitCode::Usage } else { ExitCode::Ok }
+}
+
+/// What `userns-agent version` prints; `embedded` says whether this build holds the eBPF programs.
+#[must_use]
+pub fn version(embedded: bool) -> String {
+    let revision = option_env!("USERNS_AGENT_REVISION").unwrap_or("unknown");
+    let compiler = option_env!("USERNS_AGENT_RUSTC").unwrap_or("unknown");
+    let programs = if embedded { "embedded" } else { "missing (build with `cargo xtask build`)" };
+    format!(
+        "userns-agent {}\nrevision: {revision}\nrustc: {compiler}\neBPF programs: {programs}\n",
+        env!("CARGO_PKG_VERSION")
+    )
+}
+
+/// Exit codes; names and numbers above 1 are those of sysexits.h.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[repr(u8)]
+pub enum ExitCode {
+    /// All well.
+    Ok = 0,
+    /// `ps` found a pod whose promise does not hold.
+    BrokenPromise = 1,
+    /// `EX_USAGE`: a flag, environment variable or configuration value is wrong.
+    Usage = 64,
+    /// `EX_NOINPUT`: a file that was named cannot be read.
+    NoInput = 66,
+    /// `EX_UNAVAILABLE`: the kernel lacks something, or this build holds no eBPF programs.
+    Unavailable = 69,
+    /// `EX_SOFTWARE`: an internal error.
+    Software = 70,
+    /// `EX_OSERR`: the operating system refused something, such as the address to listen on.
+    OsError = 71,
+    /// `EX_CANTCREAT`: the output file cannot be created.
+    CannotCreate = 73,
+    /// `EX_IOERR`: writing failed.
+    Io = 74,
+    /// `EX_NOPERM`: not root, or a capability is missing.
+    NotPermitted = 77,
+}
+
+impl From<ExitCode> for std::process::ExitCode {
+    fn from(code: ExitCode) -> Self {
+        Self::from(code as u8)
+    }
+}
+
+impl From<&ConfigError> for ExitCode {
+    fn from(error: &ConfigError) -> Self {
+        match error {
+            ConfigError::Read { .. } => Self::NoInput,
+            ConfigError::Syntax { .. } | ConfigError::Invalid { .. } => Self::Usage,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory as _;
+
+    fn command(line: &str) -> Result<Command, clap::Error> {
+        parse(line.split(' ').map(OsString::from)).map(|cli| cli.command)
+    }
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn flags_become_overrides() {
+        let Command::Run(settings) = command("userns-agent run --entry-grace 1s --config /x").unwrap() else {
+            panic!("not run");
+        };
+        assert_eq!(settings.file, Some("/x".into()));
+        let expected = Override { key: "entry_grace", text: "1s".into(), origin: Origin::Flag };
+        assert_eq!(settings.overrides, [expected]);
+    }
+
+    #[test]
+    fn ps_has_its_own_flags() {
+        let Command::Ps(arguments) = command("userns-agent ps --output json --cgroup-root /c").unwrap()
+        else {
+            panic!("not ps");
+        };
+        assert_eq!(arguments.output, PsOutput::Json);
+        assert_eq!(arguments.settings.overrides.len(), 1);
+        assert!(command("userns-agent ps --listen 127.0.0.1:1").is_err());
+    }
+
+    #[test]
+    fn wrong_usage_ends_with_64_and_help_with_0() {
+        for (line, code) in [
+            ("userns-agent", ExitCode::Usage),
+            ("userns-agent run --no-such-flag", ExitCode::Usage),
+            ("userns-agent jump", ExitCode::Usage),
+            ("userns-agent --help", ExitCode::Ok),
+            ("userns-agent run --help", ExitCode::Ok),
+            ("userns-agent --version", ExitCode::Ok),
+        ] {
+            assert_eq!(exit_code(&command(line).unwrap_err()), code, "{line}");
+        }
+    }
+
+    #[test]
+    fn every_exit_code_is_in_the_help() {
+        for code in [
+            ExitCode::Ok,
+            ExitCode::Usage,
+            ExitCode::NoInput,
+            ExitCode::Unavailable,
+            ExitCode::Software,
+            ExitCode::OsError,
+            ExitCode::CannotCreate,
+            ExitCode::Io,
+            ExitCode::NotPermitted,
+        ] {
+            assert!(RUN_HELP.contains(&format!("\n  {:>2}  ", code as u8)), "{code:?}");
+        }
+    }
+
+    #[test]
+    fn version_says_whether_programs_are_embedded() {
+        assert!(version(true).contains("eBPF programs: embedded\n"));
+        assert!(version(false).contains("missing"));
+    }
+}

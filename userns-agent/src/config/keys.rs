@@ -1,0 +1,184 @@
+//! The table of keys.
+
+use std::time::Duration;
+
+use super::Config;
+use super::value::Slot;
+
+/// A key of the configuration.
+#[derive(Clone, Debug)]
+pub struct Key {
+    /// Its name in the file.
+    pub name: &'static str,
+    /// What it is for, in one sentence.
+    pub help: &'static str,
+    /// Whether `userns-agent ps` uses it too.
+    pub ps: bool,
+    /// Its type, limits and place.
+    pub slot: Slot,
+}
+
+impl Key {
+    /// Its value in `config`, as YAML.
+    #[must_use]
+    pub fn show(&self, config: &Config) -> String {
+        self.slot.show(config)
+    }
+
+    /// Its default, for people.
+    #[must_use]
+    pub fn default_text(&self) -> String {
+        match self.show(&Config::default()).as_str() {
+            "null" => "none".to_owned(),
+            text => text.replace('"', ""),
+        }
+    }
+}
+
+/// Every key, in the order in which help and documentation list them.
+pub static KEYS: &[Key] = &[
+    Key {
+        name: "kubelet_root",
+        help: "Root directory of kubelet; pods/*/userns below it says which pods were given a user namespace",
+        ps: true,
+        slot: Slot::Directory(|config| &mut config.kubelet_root),
+    },
+    Key {
+        name: "pods_file",
+        help: "File of Pod objects (YAML or JSON, a list or one after another) for names, labels and \
+               spec.hostUsers; read again when it changes",
+        ps: true,
+        slot: Slot::File(|config| &mut config.pods_file),
+    },
+    Key {
+        name: "proc_root",
+        help: "Where procfs is mounted, of the host's pid namespace",
+        ps: true,
+        slot: Slot::Directory(|config| &mut config.proc_root),
+    },
+    Key {
+        name: "cgroup_root",
+        help: "Where the unified (version 2) cgroup hierarchy is mounted; `auto` looks at /sys/fs/cgroup and \
+               /sys/fs/cgroup/unified",
+        ps: true,
+        slot: Slot::AutoDirectory(|config| &mut config.cgroup_root),
+    },
+    Key {
+        name: "host_root",
+        help: "The host's root directory, in which runtime_paths are looked up; / is used if it cannot be opened",
+        ps: false,
+        slot: Slot::Directory(|config| &mut config.host_root),
+    },
+    Key {
+        name: "runtime_paths",
+        help: "Executables of container runtimes on the host, or directories to search for the known ones; such \
+               an executable may be run as host root in a container's cgroup while the container is being made",
+        ps: false,
+        slot: Slot::Paths(|config| &mut config.runtime_paths),
+    },
+    Key {
+        name: "listen",
+        help: "Address of the HTTP endpoint for metrics, health and status",
+        ps: false,
+        slot: Slot::Address(|config| &mut config.listen),
+    },
+    Key {
+        name: "entry_grace",
+        help: "How long a process may stay host root in a container's cgroup before it counts as a finding; \
+               runtimes need milliseconds",
+        ps: false,
+        slot: Slot::Time(
+            |config| &mut config.entry_grace,
+            Duration::from_millis(100)..=Duration::from_secs(60),
+        ),
+    },
+    Key {
+        name: "sweep_interval",
+        help: "Time between two sweeps over all processes, cgroups and kubelet's records, which find what an \
+               event would have told but was lost",
+        ps: false,
+        slot: Slot::Time(
+            |config| &mut config.sweep_interval,
+            Duration::from_secs(1)..=Duration::from_secs(3600),
+        ),
+    },
+    Key {
+        name: "output",
+        help: "What goes to standard output: `json` (an object a line), `live` (a view for people), or `auto` \
+               (live on a terminal, else json)",
+        ps: false,
+        slot: Slot::Output(|config| &mut config.output),
+    },
+    Key {
+        name: "output_file",
+        help: "File that findings are appended to as JSON, besides standard output",
+        ps: false,
+        slot: Slot::File(|config| &mut config.output_file),
+    },
+    Key {
+        name: "output_file_max_bytes",
+        help: "Size at which output_file is renamed to FILE.1 and a new one begun",
+        ps: false,
+        slot: Slot::Bytes(|config| &mut config.output_file_max_bytes, (1 << 20)..=(16 << 30)),
+    },
+    Key {
+        name: "output_file_keep",
+        help: "How many renamed files are kept",
+        ps: false,
+        slot: Slot::Number(|config| &mut config.output_file_keep, 0..=100),
+    },
+    Key {
+        name: "log_level",
+        help: "How much the agent logs to standard error about itself",
+        ps: true,
+        slot: Slot::Level(|config| &mut config.log_level),
+    },
+    Key {
+        name: "max_containers",
+        help: "Containers tracked at a time; the least recently seen ones are forgotten beyond that, and counted",
+        ps: false,
+        slot: Slot::Number(|config| &mut config.max_containers, 64..=65_536),
+    },
+    Key {
+        name: "max_processes",
+        help: "Processes tracked at a time; the least recently seen ones are forgotten beyond that, and counted",
+        ps: false,
+        slot: Slot::Number(|config| &mut config.max_processes, 1024..=1_048_576),
+    },
+];
+
+/// The key of that name.
+#[must_use]
+pub fn find(name: &str) -> Option<&'static Key> {
+    KEYS.iter().find(|key| key.name == name)
+}
+
+/// The flag of a key, without the leading dashes.
+#[must_use]
+pub fn flag_name(key: &str) -> String {
+    key.replace('_', "-")
+}
+
+/// The environment variable of a key.
+#[must_use]
+pub fn env_name(key: &str) -> String {
+    format!("USERNS_AGENT_{}", key.to_ascii_uppercase())
+}
+
+/// The table as Markdown, the body of docs/config.md.
+#[must_use]
+pub fn reference() -> String {
+    let mut text = String::new();
+    for key in KEYS {
+        let Key { name, help, slot, .. } = key;
+        let default = key.default_text();
+        text.push_str(&format!("### `{name}`\n\n{help}.\n\n"));
+        text.push_str(&format!("- Allowed: {}\n- Default: `{default}`\n", slot.allowed()));
+        text.push_str(&format!("- Flag: `--{}`, environment: `{}`\n", flag_name(name), env_name(name)));
+        if key.ps {
+            text.push_str("- Also used by `userns-agent ps`\n");
+        }
+        text.push('\n');
+    }
+    text
+}

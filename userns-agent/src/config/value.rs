@@ -1,0 +1,297 @@
+//! One value: read from a YAML tree or from text, checked against its limits, printed.
+
+use std::fmt::Display;
+use std::net::SocketAddr;
+use std::ops::RangeInclusive;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde_json::Value;
+
+use super::{Config, LogLevel, Output};
+
+/// A value before it is checked.
+#[derive(Clone, Copy, Debug)]
+pub enum Raw<'a> {
+    /// From the file: has a type.
+    Tree(&'a Value),
+    /// From a flag or the environment: has none.
+    Text(&'a str),
+}
+
+/// A value that does not fit.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Mismatch {
+    /// Which element of a list.
+    pub index: Option<usize>,
+    /// What was found.
+    pub found: String,
+    /// What is allowed.
+    pub allowed: String,
+}
+
+/// Where a value is kept.
+pub type Field<T> = fn(&mut Config) -> &mut T;
+
+/// A value's type, limits and place.
+#[derive(Clone, Debug)]
+pub enum Slot {
+    /// An absolute path.
+    Directory(Field<PathBuf>),
+    /// An absolute path, or `auto`.
+    AutoDirectory(Field<Option<PathBuf>>),
+    /// A path; absent if not given.
+    File(Field<Option<PathBuf>>),
+    /// An IP address and port.
+    Address(Field<SocketAddr>),
+    /// A time with its unit.
+    Time(Field<Duration>, RangeInclusive<Duration>),
+    /// A whole number.
+    Number(Field<u64>, RangeInclusive<u64>),
+    /// A number of bytes, with or without a unit.
+    Bytes(Field<u64>, RangeInclusive<u64>),
+    /// One of [`Output`].
+    Output(Field<Output>),
+    /// One of [`LogLevel`].
+    Level(Field<LogLevel>),
+    /// Absolute paths.
+    Paths(Field<Vec<PathBuf>>),
+}
+
+const OUTPUTS: [(&str, Output); 3] = [("auto", Output::Auto), ("json", Output::Json), ("live", Output::Live)];
+const LEVELS: [(&str, LogLevel); 5] = [
+    ("error", LogLevel::Error),
+    ("warn", LogLevel::Warn),
+    ("info", LogLevel::Info),
+    ("debug", LogLevel::Debug),
+    ("trace", LogLevel::Trace),
+];
+const UNITS: [(&str, u64); 4] = [("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10), ("B", 1)];
+/// Longest path the kernel takes (`PATH_MAX`, with the terminating NUL).
+const PATH_MAX: usize = 4096;
+
+impl Slot {
+    /// Checks `raw` and stores it.
+    ///
+    /// # Errors
+    ///
+    /// [`Mismatch`] says what was found and what is allowed; the configuration is unchanged then.
+    pub fn set(&self, config: &mut Config, raw: &Raw<'_>) -> Result<(), Mismatch> {
+        let stored = match self {
+            Self::Directory(field) => store(field(config), raw.text().and_then(absolute)),
+            Self::AutoDirectory(field) => store(field(config), raw.auto_directory()),
+            Self::File(field) => store(field(config), raw.file()),
+            Self::Address(field) => store(field(config), raw.text().and_then(|text| text.parse().ok())),
+            Self::Time(field, range) => store(field(config), within(range, raw.time())),
+            Self::Number(field, range) => store(field(config), within(range, raw.number())),
+            Self::Bytes(field, range) => store(field(config), within(range, raw.bytes())),
+            Self::Output(field) => store(field(config), choose(&OUTPUTS, raw)),
+            Self::Level(field) => store(field(config), choose(&LEVELS, raw)),
+            Self::Paths(field) => return self.set_paths(field(config), raw),
+        };
+        if stored { Ok(()) } else { Err(self.mismatch(None, raw)) }
+    }
+
+    fn set_paths(&self, paths: &mut Vec<PathBuf>, raw: &Raw<'_>) -> Result<(), Mismatch> {
+        let parts: Vec<Raw<'_>> = match raw {
+            Raw::Tree(Value::Array(list)) => list.iter().map(Raw::Tree).collect(),
+            Raw::Text(text) => text.split(',').map(Raw::Text).collect(),
+            Raw::Tree(_) => return Err(self.mismatch(None, raw)),
+        };
+        let read = |(index, part): (usize, &Raw<'_>)| {
+            part.text().and_then(absolute).ok_or_else(|| self.mismatch(Some(index), part))
+        };
+        *paths = parts.iter().enumerate().map(read).collect::<Result<_, _>>()?;
+        Ok(())
+    }
+
+    fn mismatch(&self, index: Option<usize>, raw: &Raw<'_>) -> Mismatch {
+        let allowed = match index {
+            Some(_) => "an absolute path".to_owned(),
+            None => self.allowed(),
+        };
+        Mismatch { index, found: raw.describe(), allowed }
+    }
+
+    /// What is allowed, as a phrase.
+    #[must_use]
+    pub fn allowed(&self) -> String {
+        match self {
+            Self::Directory(_) => "an absolute path".to_owned(),
+            Self::AutoDirectory(_) => "`auto` or an absolute path".to_owned(),
+            Self::File(_) => "a path".to_owned(),
+            Self::Address(_) => "an IP address and port, such as 127.0.0.1:9477 or [::]:9477".to_owned(),
+            Self::Time(_, range) => {
+                format!("a time from {} to {}", time(*range.start()), time(*range.end()))
+            }
+            Self::Number(_, range) => format!("a whole number from {} to {}", range.start(), range.end()),
+            Self::Bytes(_, range) => {
+                format!("a size from {} to {}", bytes(*range.start()), bytes(*range.end()))
+            }
+            Self::Output(_) => one_of(&OUTPUTS),
+            Self::Level(_) => one_of(&LEVELS),
+            Self::Paths(_) => {
+                "a list of absolute paths (in flags and the environment, separated by commas)".to_owned()
+            }
+        }
+    }
+
+    /// What stands for the value in a flag's help.
+    #[must_use]
+    pub fn value_name(&self) -> &'static str {
+        match self {
+            Self::Directory(_) | Self::AutoDirectory(_) => "DIR",
+            Self::File(_) => "FILE",
+            Self::Address(_) => "ADDRESS",
+            Self::Time(..) => "TIME",
+            Self::Number(..) => "NUMBER",
+            Self::Bytes(..) => "SIZE",
+            Self::Output(_) => "OUTPUT",
+            Self::Level(_) => "LEVEL",
+            Self::Paths(_) => "PATHS",
+        }
+    }
+
+    /// The value in `config`, as YAML.
+    #[must_use]
+    pub fn show(&self, config: &Config) -> String {
+        let mut config = config.clone();
+        let config = &mut config;
+        match self {
+            Self::Directory(field) => quote(field(config).display()),
+            Self::AutoDirectory(field) => {
+                field(config).as_ref().map_or_else(|| "auto".to_owned(), |path| quote(path.display()))
+            }
+            Self::File(field) => {
+                field(config).as_ref().map_or_else(|| "null".to_owned(), |path| quote(path.display()))
+            }
+            Self::Address(field) => quote(*field(config)),
+            Self::Time(field, _) => time(*field(config)),
+            Self::Number(field, _) => field(config).to_string(),
+            Self::Bytes(field, _) => bytes(*field(config)),
+            Self::Output(field) => name_of(&OUTPUTS, *field(config)),
+            Self::Level(field) => name_of(&LEVELS, *field(config)),
+            Self::Paths(field) => {
+                let paths: Vec<_> = field(config).iter().map(|path| quote(path.display())).collect();
+                format!("[{}]", paths.join(", "))
+            }
+        }
+    }
+}
+
+impl Raw<'_> {
+    fn text(&self) -> Option<&str> {
+        match self {
+            Self::Tree(value) => value.as_str(),
+            Self::Text(text) => Some(text),
+        }
+    }
+
+    fn number(&self) -> Option<u64> {
+        match self {
+            Self::Tree(value) => value.as_u64(),
+            Self::Text(text) => text.parse().ok(),
+        }
+    }
+
+    fn bytes(&self) -> Option<u64> {
+        self.number().or_else(|| {
+            let text = self.text()?;
+            let (unit, factor) = UNITS.iter().find(|(unit, _)| text.ends_with(unit))?;
+            let number: u64 = text.strip_suffix(unit)?.trim_end().parse().ok()?;
+            number.checked_mul(*factor)
+        })
+    }
+
+    fn time(&self) -> Option<Duration> {
+        humantime::parse_duration(self.text()?).ok()
+    }
+
+    fn file(&self) -> Option<Option<PathBuf>> {
+        match self {
+            Self::Tree(Value::Null) => Some(None),
+            Self::Tree(_) | Self::Text(_) => self.text().and_then(path).map(Some),
+        }
+    }
+
+    fn auto_directory(&self) -> Option<Option<PathBuf>> {
+        match self.text()? {
+            "auto" => Some(None),
+            text => absolute(text).map(Some),
+        }
+    }
+
+    fn describe(&self) -> String {
+        match self {
+            Self::Text("") | Self::Tree(Value::Null) => "nothing".to_owned(),
+            Self::Text(text) => quote(cut(text)),
+            Self::Tree(Value::String(text)) => quote(cut(text)),
+            Self::Tree(Value::Bool(value)) => format!("the truth value {value}"),
+            Self::Tree(Value::Number(number)) => format!("the number {number}"),
+            Self::Tree(Value::Array(list)) => format!("a list of {}", list.len()),
+            Self::Tree(Value::Object(_)) => "a mapping".to_owned(),
+        }
+    }
+}
+
+/// Whether there was a value to store.
+fn store<T>(slot: &mut T, value: Option<T>) -> bool {
+    value.map(|value| *slot = value).is_some()
+}
+
+fn within<T: PartialOrd>(range: &RangeInclusive<T>, value: Option<T>) -> Option<T> {
+    value.filter(|value| range.contains(value))
+}
+
+/// A text short enough for a message, control characters escaped.
+pub(super) fn cut(text: &str) -> String {
+    const MOST: usize = 64;
+    let mut short: String = text.chars().take(MOST).flat_map(escape).collect();
+    if text.chars().nth(MOST).is_some() {
+        short.push('…');
+    }
+    short
+}
+
+fn escape(character: char) -> Vec<char> {
+    if character.is_control() { character.escape_default().collect() } else { vec![character] }
+}
+
+fn quote(text: impl Display) -> String {
+    Value::String(text.to_string()).to_string()
+}
+
+fn path(text: &str) -> Option<PathBuf> {
+    (!text.is_empty() && text.len() < PATH_MAX && !text.contains('\0')).then(|| PathBuf::from(text))
+}
+
+fn absolute(text: &str) -> Option<PathBuf> {
+    path(text).filter(|path| path.is_absolute())
+}
+
+fn choose<T: Copy>(choices: &[(&str, T)], raw: &Raw<'_>) -> Option<T> {
+    let text = raw.text()?;
+    choices.iter().find(|(name, _)| *name == text).map(|(_, choice)| *choice)
+}
+
+fn name_of<T: PartialEq>(choices: &[(&str, T)], value: T) -> String {
+    choices
+        .iter()
+        .find(|(_, choice)| *choice == value)
+        .map(|(name, _)| (*name).to_owned())
+        .unwrap_or_default()
+}
+
+fn one_of<T>(choices: &[(&str, T)]) -> String {
+    let names: Vec<_> = choices.iter().map(|(name, _)| format!("`{name}`")).collect();
+    format!("one of {}", names.join(", "))
+}
+
+fn time(time: Duration) -> String {
+    humantime::format_duration(time).to_string()
+}
+
+fn bytes(bytes: u64) -> String {
+    let unit = UNITS.iter().find(|(_, factor)| bytes >= *factor && bytes.is_multiple_of(*factor));
+    unit.map_or_else(|| bytes.to_string(), |(unit, factor)| format!("{}{unit}", bytes / factor))
+}

@@ -1,0 +1,82 @@
+//! What a rule may know besides the record at hand.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use super::state::{Container, Pod, Promise, State};
+use crate::event::{Image, Nanos, PodUid, TaskEvent, UserNs};
+
+/// The surroundings of a container or event. All of it is known already: a rule asks nothing of the outside.
+#[derive(Debug)]
+pub struct Context<'a> {
+    /// When this is judged.
+    pub now: Nanos,
+    /// How long a runtime may need to enter.
+    pub grace: Duration,
+    /// The container, if its cgroup is known.
+    pub container: Option<&'a Container>,
+    /// The pod, if the cgroup's path names one.
+    pub pod: Option<(&'a PodUid, &'a Pod)>,
+    pub(super) runtimes: &'a Runtimes,
+    pub(super) state: &'a State,
+}
+
+/// Container runtimes' executables.
+#[derive(Clone, Debug, Default)]
+pub struct Runtimes {
+    images: BTreeSet<(u32, u64)>,
+}
+
+impl Runtimes {
+    /// The set of these executables.
+    #[must_use]
+    pub fn new(images: &[Image]) -> Self {
+        Self { images: images.iter().map(|image| (image.dev, image.ino)).collect() }
+    }
+
+    /// Whether a task can be a runtime at work. Its command name is no evidence, as anyone can choose it; its
+    /// executable is: a known one, or one that has no name any more. runc re-executes itself from a sealed memfd,
+    /// or from a file on an overlay that only it has mounted, which shows as a file without a block device that
+    /// carries the runtime's file name. Being possible is worth the grace period and nothing more.
+    #[must_use]
+    pub fn possible(&self, event: &TaskEvent) -> bool {
+        const MINOR_BITS: u32 = 20;
+        let image = event.task.image;
+        if image.ino == 0 || image.nlink == 0 || self.images.contains(&(image.dev, image.ino)) {
+            return true;
+        }
+        let file_name = event.path.as_str().rsplit('/').next().unwrap_or_default();
+        let sealed = ["runc", "crun", "youki"].contains(&file_name)
+            || event.path.as_str().starts_with("/proc/self/fd/");
+        image.dev >> MINOR_BITS == 0 && sealed
+    }
+}
+
+impl<'a> Context<'a> {
+    /// What the pod was promised.
+    #[must_use]
+    pub fn promise(&self) -> Promise {
+        self.pod.map_or(Promise::Unknown, |(_, pod)| pod.promise())
+    }
+
+    /// Whether a user namespace was promised.
+    #[must_use]
+    pub fn promised(&self) -> bool {
+        self.promise() == Promise::UserNamespace
+    }
+
+    /// Whether a task can be a runtime at work, see [`Runtimes::possible`].
+    #[must_use]
+    pub fn may_be_runtime(&self, event: &TaskEvent) -> bool {
+        self.runtimes.possible(event)
+    }
+
+    /// User namespaces of other pods' live containers.
+    pub fn others(&self) -> impl Iterator<Item = (&'a PodUid, &'a UserNs)> {
+        let own = self.pod.map(|(uid, _)| uid);
+        self.state.containers().filter_map(move |container| {
+            let uid = container.pod.as_ref().filter(|uid| Some(*uid) != own)?;
+            Some((uid, container.userns.as_ref()?))
+        })
+    }
+}

@@ -1,0 +1,418 @@
+//! Takes inputs in order, keeps the tables, asks the rules.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::time::Duration;
+
+use userns_common::kind::{Operation, Relation, lineage, state};
+
+use super::context::{Context, Runtimes};
+use super::finding::{CapabilityUse, ContainerRef, Finding, PodRef};
+use super::open::OpenFindings;
+use super::rules::{self, RuleId};
+use super::state::{Sizes, State};
+use crate::event::{
+    AggregateKey, AggregateValue, Body, CgroupId, Event, Fact, Input, Nanos, TaskEvent, reason,
+};
+
+/// Bounds and delays.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// How long a runtime may need to enter.
+    pub grace: Duration,
+    /// Containers kept.
+    pub containers: usize,
+    /// Processes kept.
+    pub processes: usize,
+}
+
+/// Findings kept open at once.
+const MAX_OPEN: usize = 8192;
+/// Records that wait for their container's cgroup to become known.
+const MAX_PENDING: usize = 256;
+/// How long they wait.
+const PENDING_NS: u64 = 300_000_000;
+
+/// What the core wants done.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Output {
+    /// Tell.
+    Finding(Box<Finding>),
+    /// This container is long gone: what the kernel counted for it can go as well.
+    Forget(CgroupId),
+}
+
+/// Numbers for metrics.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Stats {
+    /// Pods known.
+    pub pods: usize,
+    /// Live containers known.
+    pub containers: usize,
+    /// Processes known.
+    pub processes: usize,
+    /// Findings open.
+    pub open: usize,
+    /// Detections folded into open findings.
+    pub repeated: u64,
+    /// Rows that fell out of full tables, by table.
+    pub evicted: BTreeMap<&'static str, u64>,
+    /// Records judged without their container, because it did not become known in time.
+    pub unattributed: u64,
+    /// Checks by (relation, denied), from the aggregation table.
+    pub checks: BTreeMap<(&'static str, bool), u64>,
+}
+
+/// The engine.
+#[derive(Debug)]
+pub struct Engine {
+    grace: Duration,
+    state: State,
+    runtimes: Runtimes,
+    open: OpenFindings,
+    pending: VecDeque<(Nanos, Event)>,
+    unattributed: u64,
+    /// Checks counted for containers that are gone.
+    past_checks: BTreeMap<(&'static str, bool), u64>,
+    checks: BTreeMap<AggregateKey, AggregateValue>,
+    now: Nanos,
+}
+
+impl Engine {
+    /// Knows nothing yet.
+    #[must_use]
+    pub fn new(limits: Limits) -> Self {
+        Self {
+            grace: limits.grace,
+            state: State::new(Sizes { containers: limits.containers, processes: limits.processes }),
+            runtimes: Runtimes::default(),
+            open: OpenFindings::new(MAX_OPEN),
+            pending: VecDeque::new(),
+            unattributed: 0,
+            past_checks: BTreeMap::new(),
+            checks: BTreeMap::new(),
+            now: Nanos(0),
+        }
+    }
+
+    /// Takes one input and appends what follows from it to `out`.
+    pub fn handle(&mut self, input: Input, out: &mut Vec<Output>) {
+        match input {
+            Input::Event(event) => {
+                self.now = self.now.max(event.time);
+                self.event(event, out);
+            }
+            Input::Fact(time, fact) => {
+                self.now = self.now.max(time);
+                self.fact(fact, out);
+            }
+            Input::Tick(time) => {
+                self.now = self.now.max(time);
+                self.tick(out);
+            }
+        }
+    }
+
+    /// The numbers as they stand.
+    #[must_use]
+    pub fn stats(&self) -> Stats {
+        let mut checks = self.past_checks.clone();
+        for (key, value) in &self.checks {
+            *checks.entry(check_label(key)).or_default() += value.count;
+        }
+        let mut evicted = self.state.evicted.clone();
+        evicted.insert("findings", self.open.evicted);
+        Stats {
+            pods: self.state.pods().count(),
+            containers: self.state.containers().count(),
+            processes: self.state.nr_processes(),
+            open: self.open.len(),
+            repeated: self.open.repeated,
+            evicted,
+            unattributed: self.unattributed,
+            checks,
+        }
+    }
+
+    fn event(&mut self, event: Event, out: &mut Vec<Output>) {
+        let Some(task) = event.body.task() else {
+            self.happened(event, out);
+            return;
+        };
+        let container = CgroupId(task.task.lineage.container);
+        // credentials that left are told at once, whatever else is known
+        let waits = event.reasons & reason::LEFT_USERNS == 0 && self.state.container(container).is_none();
+        if !waits {
+            self.happened(event, out);
+            return;
+        }
+        if self.pending.len() >= MAX_PENDING
+            && let Some((_, oldest)) = self.pending.pop_front()
+        {
+            self.unattributed += 1;
+            self.happened(oldest, out);
+        }
+        self.pending.push_back((self.now, event));
+    }
+
+    fn happened(&mut self, event: Event, out: &mut Vec<Output>) {
+        let Event { time, hook, reasons, body } = event;
+        match body {
+            Body::CgroupMkdir(cgroup) => {
+                if self.state.saw_cgroup(&cgroup, time) {
+                    self.container_known(cgroup.id, out);
+                }
+            }
+            Body::CgroupRmdir(cgroup) => self.state.removed_cgroup(cgroup.id, time),
+            Body::Exit { process, container } => self.state.exited(process, container, time),
+            Body::Entry(task)
+            | Body::Exec(task)
+            | Body::Inside(task)
+            | Body::Suspect(task)
+            | Body::Capability(task)
+            | Body::NamespaceCall(task) => self.task(*task, time, hook.name(), reasons, out),
+        }
+    }
+
+    fn task(
+        &mut self,
+        mut event: TaskEvent,
+        time: Nanos,
+        hook: &'static str,
+        reasons: u32,
+        out: &mut Vec<Output>,
+    ) {
+        self.state.complete(&mut event);
+        if hook == "sched_process_exec" && !event.args.is_empty() {
+            self.state.executed(&event);
+        }
+        let container = CgroupId(event.task.lineage.container);
+        let changed = self.learn(&event, time, reasons);
+        let observed = rules::Observed { event: &event, time, hook, reasons };
+        for rule in RuleId::ALL {
+            let context = self.context(Some(container));
+            let found = rules::on_task(*rule, &observed, &context);
+            self.tell(*rule, found, Some(container), out);
+        }
+        if changed {
+            self.judge(container, out);
+        }
+    }
+
+    /// Keeps what an event says of its container; true if a rule about containers could judge it differently now.
+    fn learn(&mut self, event: &TaskEvent, time: Nanos, reasons: u32) -> bool {
+        let task = &event.task;
+        let id = CgroupId(task.lineage.container);
+        let workload = task.lineage.flags & lineage::WORKLOAD != 0;
+        let entering = task.lineage.state == state::ENTERING && !workload;
+        if entering {
+            self.state.entering(event, time);
+        } else {
+            self.state.settled(id, task.process);
+        }
+        let Some(container) = self.state.container_mut(id) else { return false };
+        let mut changed = entering;
+        if task.lineage.state == state::INSIDE && workload && reasons & reason::LEFT_USERNS == 0 {
+            // the map is written once, before the first program runs
+            if let Some(ns) = task.pod_userns.filter(|ns| ns.uid_map.nr_extents != 0) {
+                changed |= container.userns != Some(ns);
+                container.userns = Some(ns);
+                container.first_workload.get_or_insert_with(|| Box::new(event.clone()));
+            }
+        }
+        if reasons & reason::HOST_WORKLOAD != 0 && container.host_workload.is_none() {
+            container.host_workload = Some((time, Box::new(event.clone())));
+            changed = true;
+        }
+        if reasons & reason::HOST_CAPABILITY != 0 && task.lineage.state == state::ENTERING {
+            let call = event.call.as_ref();
+            if let Some(capability) = call.and_then(|call| call.capability) {
+                let syscall = call.and_then(|call| call.syscall);
+                let new = CapabilityUse { capability, granted: true, count: 0, syscall };
+                container.host_capabilities.entry(capability).or_insert(new).count += 1;
+                container.host_capability_user.get_or_insert_with(|| (time, Box::new(event.clone())));
+                changed = true;
+            }
+        }
+        changed
+    }
+
+    fn fact(&mut self, fact: Fact, out: &mut Vec<Output>) {
+        match fact {
+            Fact::CgroupSeen(cgroup) => {
+                if self.state.saw_cgroup(&cgroup, self.now) {
+                    self.container_known(cgroup.id, out);
+                }
+            }
+            Fact::CgroupWalkDone { started } => self.state.walked(started),
+            Fact::KubeletRecord { uid, record } => {
+                let concerned = self.state.recorded(&uid, record, self.now);
+                self.promise_changed(&concerned, out);
+            }
+            Fact::Pods(specs) => {
+                let concerned = self.state.declared(specs);
+                self.promise_changed(&concerned, out);
+            }
+            Fact::RuntimeImages(images) => self.runtimes = Runtimes::new(&images),
+            Fact::Aggregates(rows) => self.aggregates(rows),
+        }
+    }
+
+    fn promise_changed(&mut self, containers: &[CgroupId], out: &mut Vec<Output>) {
+        for container in containers {
+            self.open.amend(*container);
+            self.judge(*container, out);
+        }
+    }
+
+    /// A container has become known: judges what waited for it.
+    fn container_known(&mut self, id: CgroupId, out: &mut Vec<Output>) {
+        let waiting = std::mem::take(&mut self.pending);
+        for (since, event) in waiting {
+            let concerned = event.body.task().is_some_and(|task| task.task.lineage.container == id.0);
+            if concerned {
+                self.happened(event, out);
+            } else {
+                self.pending.push_back((since, event));
+            }
+        }
+        self.judge(id, out);
+    }
+
+    /// Asks the rules about a container as it is known now.
+    fn judge(&mut self, id: CgroupId, out: &mut Vec<Output>) {
+        if self.state.container(id).is_none() {
+            return;
+        }
+        for rule in RuleId::ALL {
+            let context = self.context(Some(id));
+            let found = rules::on_container(*rule, &context);
+            self.tell(*rule, found, Some(id), out);
+        }
+    }
+
+    fn aggregates(&mut self, rows: Vec<(AggregateKey, AggregateValue)>) {
+        let rows: BTreeMap<_, _> = rows.into_iter().collect();
+        for (key, value) in &self.checks {
+            if !rows.contains_key(key) {
+                *self.past_checks.entry(check_label(key)).or_default() += value.count;
+            }
+        }
+        let grown: Vec<_> = rows.iter().filter(|(key, value)| self.checks.get(key) != Some(value)).collect();
+        for (key, value) in grown {
+            let container = CgroupId(key.container);
+            for rule in RuleId::ALL {
+                let context = self.context(Some(container));
+                let found = rules::on_aggregate(*rule, key, value, &context);
+                // counts only add to what a record has opened: a row alone names no credentials
+                for detection in found {
+                    let _ = self.open.repeat(*rule, &detection);
+                }
+            }
+        }
+        self.checks = rows;
+    }
+
+    fn tick(&mut self, out: &mut Vec<Output>) {
+        while let Some((since, _)) = self.pending.front()
+            && self.now.0.saturating_sub(since.0) > PENDING_NS
+        {
+            if let Some((_, event)) = self.pending.pop_front() {
+                self.unattributed += 1;
+                self.happened(event, out);
+            }
+        }
+        let waiting: Vec<CgroupId> = self
+            .state
+            .containers()
+            .filter(|container| !container.entering.is_empty())
+            .map(|container| container.cgroup)
+            .collect();
+        for container in waiting {
+            self.judge(container, out);
+        }
+        for (mut finding, container) in self.open.due(self.now) {
+            self.describe(&mut finding, container);
+            out.push(Output::Finding(Box::new(finding)));
+        }
+        let dead = self.state.tick(self.now);
+        self.open.forget(&dead);
+        out.extend(dead.into_iter().map(Output::Forget));
+    }
+
+    fn context(&self, container: Option<CgroupId>) -> Context<'_> {
+        let container = container.and_then(|id| self.state.container(id));
+        let pod = container
+            .and_then(|container| container.pod.as_ref())
+            .and_then(|uid| self.state.pod(uid).map(|pod| (uid, pod)));
+        Context {
+            now: self.now,
+            grace: self.grace,
+            container,
+            pod,
+            runtimes: &self.runtimes,
+            state: &self.state,
+        }
+    }
+
+    fn tell(
+        &mut self,
+        rule: RuleId,
+        found: Vec<super::open::Detection>,
+        container: Option<CgroupId>,
+        out: &mut Vec<Output>,
+    ) {
+        for detection in found {
+            let Some(finding) = self.open.take(rule, detection, container) else { continue };
+            let mut finding = finding.clone();
+            self.describe(&mut finding, container);
+            out.push(Output::Finding(Box::new(finding)));
+        }
+    }
+
+    /// Adds what is known of container and pod, and says what is not.
+    fn describe(&self, finding: &mut Finding, container: Option<CgroupId>) {
+        let context = self.context(container);
+        finding.unknown.clear();
+        let Some(container) = context.container else {
+            finding.unknown.push("container: its cgroup was not seen");
+            return;
+        };
+        finding.container = Some(ContainerRef {
+            id: container.id.clone(),
+            runtime: container.runtime,
+            cgroup: container.cgroup,
+            cgroup_path: container.path.as_str().to_owned(),
+        });
+        let Some((uid, pod)) = context.pod else {
+            finding.unknown.push("pod: the cgroup path names none");
+            return;
+        };
+        let spec = pod.spec.as_ref();
+        if spec.is_none() {
+            finding.unknown.push("pod name, namespace, labels and spec.hostUsers: no Pod object was given");
+        }
+        if pod.record.is_none() {
+            finding.unknown.push("recorded range: kubelet has no record of a user namespace for this pod");
+        }
+        finding.pod = Some(PodRef {
+            uid: uid.clone(),
+            namespace: spec.map(|spec| spec.namespace.clone()),
+            name: spec.map(|spec| spec.name.clone()),
+            labels: spec.map(|spec| spec.labels.clone()).unwrap_or_default(),
+            host_users: spec.and_then(|spec| spec.host_users),
+            recorded_uid_map: pod
+                .record
+                .as_ref()
+                .map(|record| record.uid_mappings.clone())
+                .unwrap_or_default(),
+        });
+    }
+}
+
+fn check_label(key: &AggregateKey) -> (&'static str, bool) {
+    if u32::from(key.operation) != Operation::Capability as u32 {
+        return ("call", key.denied != 0);
+    }
+    let relation = Relation::try_from(u32::from(key.relation)).map_or("unknown", Relation::name);
+    (relation, key.denied != 0)
+}

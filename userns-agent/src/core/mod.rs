@@ -1,0 +1,18 @@
+//! The pure core: inputs are values, outputs are values.
+//!
+//! [`Engine::handle`] takes records, facts and ticks in the order they are learnt and says what is broken. It
+//! reads no clock, no file and no kernel, and walks its tables in a fixed order, so the same inputs give the
+//! same findings, byte for byte.
+#![forbid(unsafe_code)]
+
+mod context;
+mod engine;
+pub mod finding;
+mod open;
+pub mod range;
+pub mod rules;
+mod state;
+
+pub use context::Context;
+pub use engine::{Engine, Limits, Output, Stats};
+pub use state::{Container, Pod, Promise};

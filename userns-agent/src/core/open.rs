@@ -1,0 +1,224 @@
+//! Findings that are open: what is news, what repeats, what is told again.
+
+use std::collections::BTreeMap;
+
+use super::finding::{CallUse, CapabilityUse, Confidence, Finding, FindingId, Severity, Status};
+use super::rules::RuleId;
+use crate::event::{CgroupId, Nanos, PodUid, ProcessId, TaskEvent};
+
+/// What a finding is about: the same rule on the same scope is the same finding.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Scope {
+    /// One process, in one container.
+    Process(CgroupId, ProcessId),
+    /// One container.
+    Container(CgroupId),
+    /// One pod.
+    Pod(PodUid),
+    /// Two pods, in order.
+    Pods(PodUid, PodUid),
+}
+
+impl Scope {
+    fn text(&self) -> String {
+        match self {
+            Self::Process(container, process) => {
+                format!("process {} {} {}", container.0, process.pid, process.start.0)
+            }
+            Self::Container(container) => format!("container {}", container.0),
+            Self::Pod(uid) => format!("pod {uid}"),
+            Self::Pods(one, other) => format!("pods {one} {other}"),
+        }
+    }
+}
+
+/// What a rule says.
+#[derive(Clone, Debug)]
+pub struct Detection {
+    /// What it is about.
+    pub scope: Scope,
+    /// How bad.
+    pub severity: Severity,
+    /// How sure.
+    pub confidence: Confidence,
+    /// When.
+    pub time: Nanos,
+    /// Why, in one sentence.
+    pub why: String,
+    /// The process.
+    pub task: Option<Box<TaskEvent>>,
+    /// The hook.
+    pub hook: Option<&'static str>,
+    /// Capabilities.
+    pub capabilities: Vec<CapabilityUse>,
+    /// Namespace operations.
+    pub calls: Vec<CallUse>,
+}
+
+/// How long an update waits for more.
+const UPDATE_NS: u64 = 10_000_000_000;
+
+#[derive(Debug)]
+struct Open {
+    finding: Finding,
+    dirty: bool,
+    told: Nanos,
+    container: Option<CgroupId>,
+}
+
+/// The open findings.
+#[derive(Debug)]
+pub struct OpenFindings {
+    limit: usize,
+    open: BTreeMap<(RuleId, Scope), Open>,
+    /// Detections that were folded into an open finding.
+    pub repeated: u64,
+    /// Open findings that fell out because there were too many.
+    pub evicted: u64,
+}
+
+impl OpenFindings {
+    /// None open, at most `limit` to be.
+    #[must_use]
+    pub fn new(limit: usize) -> Self {
+        Self { limit, open: BTreeMap::new(), repeated: 0, evicted: 0 }
+    }
+
+    /// How many are open.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.open.len()
+    }
+
+    /// Takes what a rule says. Returns the finding if it is news; a repetition is kept for an update.
+    pub fn take(
+        &mut self,
+        rule: RuleId,
+        detection: Detection,
+        container: Option<CgroupId>,
+    ) -> Option<&mut Finding> {
+        if self.repeat(rule, &detection) {
+            return None;
+        }
+        let key = (rule, detection.scope.clone());
+        if self.open.len() >= self.limit {
+            self.evict();
+        }
+        let finding = Finding {
+            id: identify(rule, &detection.scope),
+            status: Status::Opened,
+            rule,
+            severity: detection.severity,
+            confidence: detection.confidence,
+            time: detection.time,
+            first: detection.time,
+            count: 1,
+            why: detection.why,
+            pod: None,
+            container: None,
+            task: detection.task,
+            hook: detection.hook,
+            capabilities: detection.capabilities,
+            calls: detection.calls,
+            unknown: Vec::new(),
+        };
+        let told = finding.time;
+        Some(&mut self.open.entry(key).or_insert(Open { finding, dirty: false, told, container }).finding)
+    }
+
+    /// Folds what a rule says into an open finding, if there is one; false if there is none.
+    pub fn repeat(&mut self, rule: RuleId, detection: &Detection) -> bool {
+        let Some(open) = self.open.get_mut(&(rule, detection.scope.clone())) else { return false };
+        if open.merge(detection) {
+            self.repeated += 1;
+        }
+        true
+    }
+
+    fn evict(&mut self) {
+        let oldest = self.open.iter().min_by_key(|(_, open)| (open.finding.severity, open.told));
+        if let Some(key) = oldest.map(|(key, _)| key.clone()) {
+            self.open.remove(&key);
+            self.evicted += 1;
+        }
+    }
+
+    /// Updates that are due, with the container each is about.
+    pub fn due(&mut self, now: Nanos) -> Vec<(Finding, Option<CgroupId>)> {
+        let due = self
+            .open
+            .values_mut()
+            .filter(|open| open.dirty && now.0.saturating_sub(open.told.0) >= UPDATE_NS);
+        due.map(|open| {
+            open.dirty = false;
+            open.told = now;
+            open.finding.status = Status::Updated;
+            (open.finding.clone(), open.container)
+        })
+        .collect()
+    }
+
+    /// Marks findings about a container for an update: something about its pod has become known.
+    pub fn amend(&mut self, container: CgroupId) {
+        for open in self.open.values_mut().filter(|open| open.container == Some(container)) {
+            open.dirty = true;
+        }
+    }
+
+    /// Closes findings about containers that are gone.
+    pub fn forget(&mut self, containers: &[CgroupId]) {
+        self.open.retain(|_, open| open.container.is_none_or(|container| !containers.contains(&container)));
+    }
+}
+
+impl Open {
+    /// Folds a repetition in; true if it says anything new.
+    fn merge(&mut self, detection: &Detection) -> bool {
+        let finding = &mut self.finding;
+        let reworded = !detection.why.is_empty() && detection.why != finding.why;
+        let mut grew = detection.severity > finding.severity;
+        for new in &detection.capabilities {
+            let same =
+                |old: &&mut CapabilityUse| (old.capability, old.granted) == (new.capability, new.granted);
+            match finding.capabilities.iter_mut().find(same) {
+                Some(old) if old.count < new.count => (old.count, grew) = (new.count, true),
+                Some(_) => {}
+                None => {
+                    finding.capabilities.push(new.clone());
+                    grew = true;
+                }
+            }
+        }
+        for new in &detection.calls {
+            let same = |old: &&mut CallUse| (old.call, old.ret) == (new.call, new.ret);
+            match finding.calls.iter_mut().find(same) {
+                Some(old) if old.count < new.count => (old.count, grew) = (new.count, true),
+                Some(_) => {}
+                None => {
+                    finding.calls.push(new.clone());
+                    grew = true;
+                }
+            }
+        }
+        if grew {
+            finding.count += 1;
+            finding.time = finding.time.max(detection.time);
+            finding.severity = finding.severity.max(detection.severity);
+            if reworded {
+                finding.why.clone_from(&detection.why);
+            }
+            self.dirty = true;
+        }
+        grew
+    }
+}
+
+/// FNV-1a over rule and scope: the same after a restart of the agent, as long as the node runs.
+fn identify(rule: RuleId, scope: &Scope) -> FindingId {
+    let text = format!("{rule:?} {}", scope.text());
+    FindingId(
+        text.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
+            (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+        }),
+    )
+}

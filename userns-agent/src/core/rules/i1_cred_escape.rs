@@ -1,0 +1,52 @@
+//! I1: credentials left the pod's user namespace.
+
+use userns_common::kind::state;
+
+use super::{Observed, Rule, who};
+use crate::core::finding::{Confidence, Severity};
+use crate::core::open::{Detection, Scope};
+use crate::event::CgroupId;
+
+pub(super) const RULE: Rule = Rule {
+    id: "I1",
+    name: "cred_escape",
+    title: "Credentials left the pod's user namespace",
+    severity: Severity::Critical,
+    technique: ("T1068", "Exploitation for Privilege Escalation"),
+    tactic: ("TA0004", "Privilege Escalation"),
+    proves: "A process that was in its pod's user namespace, or descends from one that was, has objective credentials \
+             (`real_cred`) of a namespace that is neither the pod's nor below it. The kernel has no way back up: \
+             setns needs CAP_SYS_ADMIN in the target, and unshare and clone only go down. Its credentials were \
+             overwritten inside the kernel.",
+    evidence: "`real_cred->user_ns` compared with the namespace the process's lineage was first seen in, at fork, exec, \
+               exit, capability checks, namespace calls, and by the periodic sweep of all tasks.",
+    exceptions: "None. Overlayfs and others swap `cred` for the mounter's; `real_cred`, which this rule reads, stays.",
+    respond: "Treat the node as compromised: cordon it, keep it for forensics, move its workloads, rotate every secret \
+              that was on it. Killing the process does not undo what it did.",
+};
+
+pub(super) fn on_task(observed: &Observed<'_>) -> Vec<Detection> {
+    let task = &observed.event.task;
+    let now_in = task.pod_userns.map_or(0, |ns| ns.inum);
+    if task.lineage.state != state::INSIDE || now_in == task.lineage.userns_inum {
+        return Vec::new();
+    }
+    let (was, is) = (task.lineage.userns_inum, task.userns.inum);
+    let place = if task.pod_userns.is_none() { "the host's" } else { "another" };
+    let why = format!(
+        "process {} comes from the pod's user namespace {was} and now has credentials of {place} user namespace {is}; \
+         no system call leads there, so its credentials were replaced inside the kernel",
+        who(observed.event)
+    );
+    vec![Detection {
+        scope: Scope::Process(CgroupId(task.lineage.container), task.process),
+        severity: Severity::Critical,
+        confidence: Confidence::Certain,
+        time: observed.time,
+        why,
+        task: Some(Box::new(observed.event.clone())),
+        hook: Some(observed.hook),
+        capabilities: Vec::new(),
+        calls: Vec::new(),
+    }]
+}

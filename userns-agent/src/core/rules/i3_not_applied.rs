@@ -1,0 +1,51 @@
+//! I3: user namespace not applied though declared.
+
+use super::{Rule, who};
+use crate::core::context::Context;
+use crate::core::finding::{Confidence, Severity};
+use crate::core::open::{Detection, Scope};
+use crate::core::state::Container;
+
+pub(super) const RULE: Rule = Rule {
+    id: "I3",
+    name: "userns_not_applied",
+    title: "User namespace promised but not applied",
+    severity: Severity::High,
+    technique: ("T1610", "Deploy Container"),
+    tactic: ("TA0002", "Execution"),
+    proves: "The first program of a container ran with the host's user namespace, though kubelet recorded a range for \
+             the pod or its spec says `hostUsers: false`: root in the container is root on the host.",
+    evidence: "The final credentials at exec, in a mount namespace other than that of whoever started the container; \
+               kubelet's record or the Pod object.",
+    exceptions: "Runtimes that run pods in virtual machines (Kata) keep helpers of their own on the host. They do not \
+                 advertise user namespaces, so kubelet refuses such pods before they start.",
+    respond: "Stop the pod. Upgrade the component that ignores the field: containerd before 2.0 and kubelet before 1.30 \
+              do so silently; `userns-agent ps` shows which other pods of the node are concerned.",
+};
+
+pub(super) fn on_container(container: &Container, context: &Context<'_>) -> Vec<Detection> {
+    let Some((time, event)) = &container.host_workload else { return Vec::new() };
+    if !context.promised() || container.userns.is_some() {
+        return Vec::new();
+    }
+    let source = match context.pod {
+        Some((_, pod)) if pod.record.is_some() => "kubelet recorded a user namespace for the pod",
+        _ => "the pod's spec says hostUsers: false",
+    };
+    let why = format!(
+        "{source}, but process {} of the container runs in the host's user namespace {}",
+        who(event),
+        event.task.userns.inum
+    );
+    vec![Detection {
+        scope: Scope::Container(container.cgroup),
+        severity: Severity::High,
+        confidence: Confidence::High,
+        time: *time,
+        why,
+        task: Some(event.clone()),
+        hook: None,
+        capabilities: Vec::new(),
+        calls: Vec::new(),
+    }]
+}

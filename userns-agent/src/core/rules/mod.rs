@@ -1,0 +1,137 @@
+//! The rules: one file each, one explicit list.
+
+mod i11_attempts;
+mod i1_cred_escape;
+mod i2_host_root;
+mod i3_not_applied;
+mod i4_ids;
+mod i5_host_capability;
+mod i7_range;
+
+use super::context::Context;
+use super::finding::Severity;
+use super::open::Detection;
+use crate::event::{AggregateKey, AggregateValue, Nanos, TaskEvent};
+
+/// A rule's stable id, the invariant it guards.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum RuleId {
+    /// Credentials left the pod's user namespace.
+    I1,
+    /// Host root in the pod past the entry grace.
+    I2,
+    /// User namespace not applied though declared.
+    I3,
+    /// Ids outside the pod's range.
+    I4,
+    /// Host capability used.
+    I5,
+    /// The range is unsafe.
+    I7,
+    /// Denied attempts.
+    I11,
+}
+
+impl RuleId {
+    /// Every rule, in order.
+    pub const ALL: &'static [Self] = &[Self::I1, Self::I2, Self::I3, Self::I4, Self::I5, Self::I7, Self::I11];
+}
+
+/// What is said of a rule, in output and in docs/rules.md.
+#[derive(Debug)]
+pub struct Rule {
+    /// Id as printed.
+    pub id: &'static str,
+    /// Name for machines.
+    pub name: &'static str,
+    /// Name for people.
+    pub title: &'static str,
+    /// Usual severity.
+    pub severity: Severity,
+    /// ATT&CK technique and its name; the version is [`ATTACK_VERSION`].
+    pub technique: (&'static str, &'static str),
+    /// ATT&CK tactic and its name.
+    pub tactic: (&'static str, &'static str),
+    /// What a finding proves.
+    pub proves: &'static str,
+    /// What it rests on.
+    pub evidence: &'static str,
+    /// Legitimate causes, and how they are told apart.
+    pub exceptions: &'static str,
+    /// What to do.
+    pub respond: &'static str,
+}
+
+/// Version of MITRE ATT&CK that technique ids are taken from.
+pub const ATTACK_VERSION: &str = "19.1";
+
+/// A record, as a rule sees it.
+#[derive(Clone, Copy, Debug)]
+pub struct Observed<'a> {
+    /// The task and what it did.
+    pub event: &'a TaskEvent,
+    /// When.
+    pub time: Nanos,
+    /// Name of the hook.
+    pub hook: &'static str,
+    /// Bits of [`crate::event::reason`].
+    pub reasons: u32,
+}
+
+/// What is said of a rule.
+#[must_use]
+pub fn rule(id: RuleId) -> &'static Rule {
+    match id {
+        RuleId::I1 => &i1_cred_escape::RULE,
+        RuleId::I2 => &i2_host_root::RULE,
+        RuleId::I3 => &i3_not_applied::RULE,
+        RuleId::I4 => &i4_ids::RULE,
+        RuleId::I5 => &i5_host_capability::RULE,
+        RuleId::I7 => &i7_range::RULE,
+        RuleId::I11 => &i11_attempts::RULE,
+    }
+}
+
+/// Asks a rule about a record.
+#[must_use]
+pub fn on_task(id: RuleId, observed: &Observed<'_>, context: &Context<'_>) -> Vec<Detection> {
+    match id {
+        RuleId::I1 => i1_cred_escape::on_task(observed),
+        RuleId::I4 => i4_ids::on_task(observed, context),
+        RuleId::I11 => i11_attempts::on_task(observed),
+        RuleId::I2 | RuleId::I3 | RuleId::I5 | RuleId::I7 => Vec::new(),
+    }
+}
+
+/// Asks a rule about a container, after something about it or its pod has changed.
+#[must_use]
+pub fn on_container(id: RuleId, context: &Context<'_>) -> Vec<Detection> {
+    let Some(container) = context.container else { return Vec::new() };
+    match id {
+        RuleId::I2 => i2_host_root::on_container(container, context),
+        RuleId::I3 => i3_not_applied::on_container(container, context),
+        RuleId::I5 => i5_host_capability::on_container(container, context),
+        RuleId::I7 => i7_range::on_container(container, context),
+        RuleId::I1 | RuleId::I4 | RuleId::I11 => Vec::new(),
+    }
+}
+
+/// Asks a rule about a row of the aggregation table.
+#[must_use]
+pub fn on_aggregate(
+    id: RuleId,
+    key: &AggregateKey,
+    value: &AggregateValue,
+    context: &Context<'_>,
+) -> Vec<Detection> {
+    match id {
+        RuleId::I5 => i5_host_capability::on_aggregate(key, value, context),
+        RuleId::I11 => i11_attempts::on_aggregate(key, value),
+        RuleId::I1 | RuleId::I2 | RuleId::I3 | RuleId::I4 | RuleId::I7 => Vec::new(),
+    }
+}
+
+/// `name` (pid N), for a sentence.
+fn who(event: &TaskEvent) -> String {
+    format!("`{}` (pid {})", event.task.comm.as_str().escape_debug(), event.task.process.pid)
+}

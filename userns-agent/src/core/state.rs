@@ -1,0 +1,342 @@
+//! What is known of pods, containers and processes. Bounded tables; what falls out is counted.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+use super::finding::CapabilityUse;
+use crate::event::{
+    Cgroup, CgroupId, KubeletRecord, Nanos, PodSpec, PodUid, ProcessId, TaskEvent, Text, UserNs, role,
+};
+use crate::host::cgroup;
+
+/// What a pod was promised.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Promise {
+    /// A user namespace: kubelet recorded one, or `spec.hostUsers` is false.
+    UserNamespace,
+    /// The host's: `spec.hostUsers` is true or unset.
+    HostUsers,
+    /// Neither kubelet's record nor a Pod object is known.
+    Unknown,
+}
+
+/// A pod.
+#[derive(Clone, Debug, Default)]
+pub struct Pod {
+    /// From a Pod object.
+    pub spec: Option<PodSpec>,
+    /// Kubelet's record. Kept when the file goes: containers outlive it by moments.
+    pub record: Option<KubeletRecord>,
+    /// Its containers.
+    pub containers: BTreeSet<CgroupId>,
+    /// When its last source of knowledge went.
+    gone: Option<Nanos>,
+}
+
+impl Pod {
+    /// What it was promised. Kubelet's record wins: it is what kubelet acted on.
+    #[must_use]
+    pub fn promise(&self) -> Promise {
+        match (&self.record, &self.spec) {
+            (Some(_), _) => Promise::UserNamespace,
+            (None, Some(spec)) if spec.host_users == Some(false) => Promise::UserNamespace,
+            (None, Some(_)) => Promise::HostUsers,
+            (None, None) => Promise::Unknown,
+        }
+    }
+}
+
+/// A container: one cgroup directly below a pod's.
+#[derive(Clone, Debug, Default)]
+pub struct Container {
+    /// Its cgroup.
+    pub cgroup: CgroupId,
+    /// The cgroup's path.
+    pub path: Text,
+    /// The pod its path names.
+    pub pod: Option<PodUid>,
+    /// Id, from the path.
+    pub id: String,
+    /// Runtime, as far as the path shows.
+    pub runtime: Option<&'static str>,
+    /// The pod's user namespace, once a program ran in it.
+    pub userns: Option<UserNs>,
+    /// The first program that ran in the pod's user namespace.
+    pub first_workload: Option<Box<TaskEvent>>,
+    /// The first program that ran in the container with the host's user namespace, and when.
+    pub host_workload: Option<(Nanos, Box<TaskEvent>)>,
+    /// Processes on their way in, with when they came.
+    pub entering: BTreeMap<ProcessId, (Nanos, Box<TaskEvent>)>,
+    /// Capabilities used over the host, by number, with the first user.
+    pub host_capabilities: BTreeMap<u32, CapabilityUse>,
+    /// The first process that used one.
+    pub host_capability_user: Option<(Nanos, Box<TaskEvent>)>,
+    /// When it was last seen by a walk or hook.
+    seen: Nanos,
+    /// When its cgroup was removed.
+    gone: Option<Nanos>,
+}
+
+/// How long what is gone stays resolvable.
+const KEEP_NS: u64 = 60_000_000_000;
+/// How long an ended process stays resolvable: evidence and exits come by different rings.
+const KEEP_PROCESS_NS: u64 = 5_000_000_000;
+/// Processes on their way into one container that are followed at once.
+const MAX_ENTERING: usize = 64;
+
+/// What is known of a process besides the record at hand.
+#[derive(Clone, Debug, Default)]
+struct Process {
+    path: Text,
+    args: Vec<Text>,
+}
+
+/// Sizes of the tables.
+#[derive(Clone, Copy, Debug)]
+pub struct Sizes {
+    /// Containers, and pods.
+    pub containers: usize,
+    /// Processes.
+    pub processes: usize,
+}
+
+/// All tables.
+#[derive(Debug)]
+pub struct State {
+    sizes: Sizes,
+    pods: BTreeMap<PodUid, Pod>,
+    containers: BTreeMap<CgroupId, Container>,
+    processes: BTreeMap<ProcessId, Process>,
+    ended: VecDeque<(Nanos, ProcessId)>,
+    /// Rows that fell out because a table was full.
+    pub evicted: BTreeMap<&'static str, u64>,
+}
+
+impl State {
+    /// Empty tables.
+    #[must_use]
+    pub fn new(sizes: Sizes) -> Self {
+        Self {
+            sizes,
+            pods: BTreeMap::new(),
+            containers: BTreeMap::new(),
+            processes: BTreeMap::new(),
+            ended: VecDeque::new(),
+            evicted: BTreeMap::new(),
+        }
+    }
+
+    /// The pod.
+    #[must_use]
+    pub fn pod(&self, uid: &PodUid) -> Option<&Pod> {
+        self.pods.get(uid)
+    }
+
+    /// All pods.
+    pub fn pods(&self) -> impl Iterator<Item = (&PodUid, &Pod)> {
+        self.pods.iter()
+    }
+
+    /// The container.
+    #[must_use]
+    pub fn container(&self, id: CgroupId) -> Option<&Container> {
+        self.containers.get(&id)
+    }
+
+    /// The container, to change.
+    pub fn container_mut(&mut self, id: CgroupId) -> Option<&mut Container> {
+        self.containers.get_mut(&id)
+    }
+
+    /// All containers that are not gone.
+    pub fn containers(&self) -> impl Iterator<Item = &Container> {
+        self.containers.values().filter(|container| container.gone.is_none())
+    }
+
+    /// Processes known.
+    #[must_use]
+    pub fn nr_processes(&self) -> usize {
+        self.processes.len()
+    }
+
+    /// Takes note of a cgroup; true if it is a container's that was not known.
+    pub fn saw_cgroup(&mut self, seen: &Cgroup, now: Nanos) -> bool {
+        // monitors and what lies below containers are no containers; a pod's own directory can hold processes too
+        if !matches!(seen.role, role::POD | role::CONTAINER) {
+            return false;
+        }
+        if let Some(known) = self.containers.get_mut(&seen.id) {
+            known.seen = now;
+            return false;
+        }
+        let parsed = cgroup::parse(seen.path.as_str());
+        let pod = parsed.as_ref().map(|parsed| parsed.uid.clone());
+        let name = parsed.and_then(|parsed| parsed.container).unwrap_or_default();
+        if let Some(uid) = &pod {
+            self.pod_mut(uid).containers.insert(seen.id);
+        }
+        self.make_room_for_container();
+        let container = Container {
+            cgroup: seen.id,
+            path: seen.path.clone(),
+            pod,
+            id: name.id,
+            runtime: name.runtime,
+            seen: now,
+            ..Container::default()
+        };
+        self.containers.insert(seen.id, container);
+        true
+    }
+
+    fn make_room_for_container(&mut self) {
+        if self.containers.len() < self.sizes.containers {
+            return;
+        }
+        let oldest =
+            self.containers.values().min_by_key(|container| (container.gone.is_none(), container.seen));
+        if let Some(id) = oldest.map(|container| container.cgroup) {
+            self.drop_container(id);
+            *self.evicted.entry("containers").or_default() += 1;
+        }
+    }
+
+    fn drop_container(&mut self, id: CgroupId) {
+        let Some(container) = self.containers.remove(&id) else { return };
+        if let Some(pod) = container.pod.and_then(|uid| self.pods.get_mut(&uid)) {
+            pod.containers.remove(&id);
+        }
+    }
+
+    fn pod_mut(&mut self, uid: &PodUid) -> &mut Pod {
+        self.pods.entry(uid.clone()).or_default()
+    }
+
+    /// Takes note that a cgroup was removed.
+    pub fn removed_cgroup(&mut self, id: CgroupId, now: Nanos) {
+        if let Some(container) = self.containers.get_mut(&id) {
+            container.gone = Some(now);
+        }
+    }
+
+    /// Takes note that a walk which began at `started` met no others: those not seen since are gone.
+    pub fn walked(&mut self, started: Nanos) {
+        for container in self.containers.values_mut() {
+            if container.seen < started && container.gone.is_none() {
+                container.gone = Some(started);
+            }
+        }
+    }
+
+    /// Takes kubelet's record; returns the containers concerned if it says something new.
+    pub fn recorded(&mut self, uid: &PodUid, record: Option<KubeletRecord>, now: Nanos) -> Vec<CgroupId> {
+        let pod = self.pod_mut(uid);
+        let Some(record) = record else {
+            pod.gone = Some(now);
+            return Vec::new();
+        };
+        pod.gone = None;
+        if pod.record.as_ref() == Some(&record) {
+            return Vec::new();
+        }
+        pod.record = Some(record);
+        pod.containers.iter().copied().collect()
+    }
+
+    /// Takes all Pod objects; returns the containers of pods that say something new.
+    pub fn declared(&mut self, specs: Vec<PodSpec>) -> Vec<CgroupId> {
+        let mut concerned = Vec::new();
+        let mut listed = BTreeSet::new();
+        for spec in specs {
+            listed.insert(spec.uid.clone());
+            let pod = self.pod_mut(&spec.uid);
+            if pod.spec.as_ref() != Some(&spec) {
+                concerned.extend(&pod.containers);
+                pod.spec = Some(spec);
+            }
+        }
+        for (uid, pod) in &mut self.pods {
+            if !listed.contains(uid) {
+                pod.spec = None;
+            }
+        }
+        concerned
+    }
+
+    /// Takes note of a process on its way into a container.
+    pub fn entering(&mut self, event: &TaskEvent, time: Nanos) {
+        let Some(container) = self.containers.get_mut(&CgroupId(event.task.lineage.container)) else {
+            return;
+        };
+        let process = event.task.process;
+        if container.entering.len() >= MAX_ENTERING && !container.entering.contains_key(&process) {
+            *self.evicted.entry("entering").or_default() += 1;
+            return;
+        }
+        let entered = Nanos(event.task.lineage.entered_ns);
+        let since = if entered.0 == 0 { time } else { entered };
+        container.entering.insert(process, (since, Box::new(event.clone())));
+    }
+
+    /// Takes note that a process is no longer on its way in.
+    pub fn settled(&mut self, container: CgroupId, process: ProcessId) {
+        if let Some(container) = self.containers.get_mut(&container) {
+            container.entering.remove(&process);
+        }
+    }
+
+    /// Remembers what a process executed.
+    pub fn executed(&mut self, event: &TaskEvent) {
+        if self.processes.len() >= self.sizes.processes && !self.processes.contains_key(&event.task.process) {
+            // pids grow until they wrap: the lowest is the oldest but for that
+            self.processes.pop_first();
+            *self.evicted.entry("processes").or_default() += 1;
+        }
+        let process = Process { path: event.path.clone(), args: event.args.clone() };
+        self.processes.insert(event.task.process, process);
+    }
+
+    /// Remembers that a process ended.
+    pub fn exited(&mut self, process: ProcessId, container: CgroupId, now: Nanos) {
+        self.settled(container, process);
+        if self.processes.contains_key(&process) {
+            self.ended.push_back((now, process));
+        }
+    }
+
+    /// Fills in what the record at hand does not say of its process.
+    pub fn complete(&self, event: &mut TaskEvent) {
+        if !event.args.is_empty() {
+            return;
+        }
+        if let Some(process) = self.processes.get(&event.task.process) {
+            event.args.clone_from(&process.args);
+            event.path.clone_from(&process.path);
+        }
+    }
+
+    /// Forgets what has been gone for long; returns containers whose kernel rows can go as well.
+    pub fn tick(&mut self, now: Nanos) -> Vec<CgroupId> {
+        let over = |since: Nanos, keep: u64| now.0.saturating_sub(since.0) > keep;
+        while let Some((since, process)) =
+            self.ended.front().copied().filter(|(since, _)| over(*since, KEEP_PROCESS_NS))
+        {
+            let _ = since;
+            self.processes.remove(&process);
+            self.ended.pop_front();
+        }
+        let dead: Vec<CgroupId> = self
+            .containers
+            .values()
+            .filter(|container| container.gone.is_some_and(|since| over(since, KEEP_NS)))
+            .map(|container| container.cgroup)
+            .collect();
+        for id in &dead {
+            self.drop_container(*id);
+        }
+        self.pods.retain(|_, pod| {
+            let forgotten = pod.record.is_none() || pod.gone.is_some_and(|since| over(since, KEEP_NS));
+            !(pod.containers.is_empty() && pod.spec.is_none() && forgotten)
+        });
+        dead
+    }
+}

@@ -1,0 +1,46 @@
+//! What is read from the host, besides the kernel's hooks: procfs, cgroupfs, kubelet's records, the pods file.
+//!
+//! Every root directory is injected. Nothing here knows the eBPF side, the core or the outputs; what is learnt
+//! leaves as [`crate::event::Fact`]s.
+
+pub mod cgroup;
+pub mod cgroupfs;
+pub mod kubelet;
+pub mod proc;
+
+/// How a source of facts is doing.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct SourceHealth {
+    /// In a word.
+    pub state: SourceState,
+    /// In a sentence: what is wrong and where; empty if nothing is.
+    pub detail: String,
+    /// Records known.
+    pub records: usize,
+    /// Failures so far, each attempt counted.
+    pub errors: u64,
+}
+
+/// How a source of facts is doing, in a word.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum SourceState {
+    /// Everything there is has been read.
+    Ok,
+    /// There is nothing to read from yet.
+    #[default]
+    Missing,
+    /// Something could not be read.
+    Failing,
+}
+
+impl SourceState {
+    /// The name used in metrics and JSON.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Ok => "ok",
+            Self::Missing => "missing",
+            Self::Failing => "failing",
+        }
+    }
+}

@@ -1,0 +1,101 @@
+use std::os::unix::fs::symlink;
+use std::process::{Command, Stdio};
+
+use super::*;
+
+/// A procfs of one process, 812.
+fn fake() -> (tempfile::TempDir, ProcFs) {
+    let dir = tempfile::tempdir().unwrap();
+    let process = dir.path().join("812");
+    std::fs::create_dir_all(process.join("ns")).unwrap();
+    std::fs::create_dir(dir.path().join("sys")).unwrap();
+    let write = |name: &str, text: &[u8]| std::fs::write(process.join(name), text).unwrap();
+    write("uid_map", b"         0 3841261568      65536\n");
+    write("gid_map", b"         0 3841261568      65536\n");
+    write("cgroup", b"0::/kubepods/besteffort/x\n");
+    write("comm", b"a\nb\xff\n");
+    write("cmdline", b"/pause\0-v\0");
+    write("stat", b"812 (a) b) S 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 4207 20");
+    for (name, number) in
+        [("user", 4_026_532_000_u32), ("mnt", 1), ("pid_for_children", 2), ("net", 3), ("ipc", 4), ("uts", 5)]
+    {
+        symlink(format!("x:[{number}]"), process.join("ns").join(name)).unwrap();
+    }
+    symlink("nonsense", process.join("ns/cgroup")).unwrap();
+    let proc = ProcFs::new(dir.path());
+    (dir, proc)
+}
+
+#[test]
+fn the_root_is_injected_everywhere() {
+    let (_dir, proc) = fake();
+    assert_eq!(proc.pids().unwrap(), [812]);
+    assert_eq!(proc.cgroup(812).unwrap().unwrap().as_str(), "/kubepods/besteffort/x");
+    assert_eq!(proc.comm(812).unwrap().as_str(), "a\nb\\xff");
+    assert_eq!(proc.cmdline(812).unwrap().len(), 2);
+    let userns = proc.userns(812).unwrap();
+    assert_eq!((userns.inum, userns.uid_map.nr_extents), (4_026_532_000, 1));
+    assert_eq!(userns.gid_map.extents[0].lower_first, 3_841_261_568);
+}
+
+#[test]
+fn start_times_are_compared_within_a_tick() {
+    let (_dir, proc) = fake();
+    let process = proc.process(812).unwrap();
+    assert_eq!(process, ProcessId { pid: 812, start: Nanos(42_070_000_000) });
+    let at = |start| proc.is(ProcessId { pid: 812, start: Nanos(start) }).unwrap();
+    assert!(at(42_070_000_000) && at(42_079_999_999));
+    assert!(!at(42_069_999_999) && !at(42_080_000_000));
+    assert!(!proc.is(ProcessId { pid: 813, start: Nanos(0) }).unwrap());
+}
+
+#[test]
+fn errors_name_the_file() {
+    let (dir, proc) = fake();
+    assert!(matches!(proc.uid_map(1), Err(ProcError::Gone { pid: 1 })));
+    let error = proc.namespaces(812).unwrap_err().to_string();
+    assert!(error.contains("812/ns/cgroup") && error.contains("expected a link"), "{error}");
+    std::fs::write(dir.path().join("812/uid_map"), "0 0\n").unwrap();
+    let error = proc.uid_map(812).unwrap_err().to_string();
+    assert!(error.contains("812/uid_map: line 1: expected three numbers"), "{error}");
+    std::fs::remove_file(dir.path().join("812/stat")).unwrap();
+    std::fs::create_dir(dir.path().join("812/stat")).unwrap();
+    assert!(matches!(proc.process(812), Err(ProcError::Read { .. })));
+    assert!(matches!(ProcFs::new("/nonexistent").pids(), Err(ProcError::Read { .. })));
+}
+
+#[test]
+fn the_real_procfs_agrees_with_the_kernel() {
+    let (proc, me) = (ProcFs::new("/proc"), std::process::id());
+    assert!(proc.pids().unwrap().contains(&me));
+    let status = proc.status(me).unwrap();
+    assert_eq!((status.tgid, status.ids.uid), (me, rustix::process::getuid().as_raw()));
+    let executable = proc.executable(me).unwrap().unwrap();
+    let stat = std::fs::metadata(std::env::current_exe().unwrap()).unwrap();
+    assert_eq!((executable.image.ino, u64::from(executable.image.nlink)), (stat.ino(), stat.nlink()));
+    assert!(proc.user_namespace(me).unwrap() > 0 && proc.namespaces(me).unwrap().mnt > 0);
+    assert!(!proc.mount_devices(me).unwrap().is_empty());
+    assert!(!proc.cmdline(me).unwrap().is_empty());
+    let process = proc.process(me).unwrap();
+    assert!(process.start < boot_time() && proc.is(process).unwrap());
+}
+
+#[test]
+fn clocks_advance_and_the_wall_clock_is_after_1970() {
+    let (before, after) = (boot_time(), boot_time());
+    assert!(before.0 > 0 && before <= after);
+    assert!(wall_offset() > 0);
+}
+
+#[test]
+fn a_process_that_has_ended_is_gone_even_while_it_is_a_zombie() {
+    let mut child = Command::new("true").stdin(Stdio::null()).spawn().unwrap();
+    let (proc, pid) = (ProcFs::new("/proc"), child.id());
+    while proc.executable(pid).is_ok_and(|found| found.is_some()) {
+        std::thread::yield_now();
+    }
+    assert!(proc.cmdline(pid).unwrap().is_empty());
+    child.wait().unwrap();
+    assert!(matches!(proc.comm(pid), Err(ProcError::Gone { .. })));
+    assert!(matches!(proc.executable(pid), Err(ProcError::Gone { .. })));
+}

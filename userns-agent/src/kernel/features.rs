@@ -1,0 +1,167 @@
+//! What the running kernel offers, with the settings that the programs need from it.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+use std::time::Duration;
+
+use thiserror::Error;
+use userns_common::caps::ATTEMPTS;
+use userns_common::settings::{Offsets, Registers, Settings, SyscallSet};
+
+use super::btf::{Btf, BtfError};
+use super::plan::{Features, HOOKS, Mechanism};
+
+const BTF_PATH: &str = "/sys/kernel/btf/vmlinux";
+const TRACEFS: [&str; 2] = ["/sys/kernel/tracing", "/sys/kernel/debug/tracing"];
+
+/// Why the kernel cannot be looked at.
+#[derive(Debug, Error)]
+pub enum FeatureError {
+    /// No type information.
+    #[error(
+        "cannot read {BTF_PATH}: {source}; the kernel must be built with CONFIG_DEBUG_INFO_BTF=y, and /sys mounted"
+    )]
+    NoBtf {
+        /// The error.
+        source: std::io::Error,
+    },
+    /// Type information is broken or lacks something the programs read.
+    #[error("type information of this kernel does not fit: {0}")]
+    Btf(#[from] BtfError),
+    /// An architecture without a table.
+    #[error("architecture {0} is not supported: x86_64 and aarch64 are")]
+    Architecture(&'static str),
+}
+
+/// Everything known of the kernel.
+#[derive(Debug)]
+pub struct Kernel {
+    /// For the plan.
+    pub features: Features,
+    /// For the programs.
+    pub offsets: Offsets,
+    /// For the programs.
+    pub registers: Registers,
+}
+
+/// Looks at the running kernel. Mounts tracefs if it is not mounted and may be.
+///
+/// # Errors
+///
+/// [`FeatureError`] if there is no usable type information.
+pub fn probe() -> Result<Kernel, FeatureError> {
+    let bytes = std::fs::read(BTF_PATH).map_err(|source| FeatureError::NoBtf { source })?;
+    let btf = Btf::parse(&bytes)?;
+    let mut features = Features { events: events(), ..Features::default() };
+    for candidate in HOOKS.iter().flat_map(|wanted| wanted.candidates) {
+        match candidate.mechanism {
+            Mechanism::TpBtf => {
+                if let Some(arguments) = btf.tracepoint(candidate.target) {
+                    features.typed_tracepoints.insert(candidate.target.to_owned(), arguments);
+                }
+            }
+            Mechanism::Iterator => {
+                if btf.has_function(&format!("bpf_iter_{}", candidate.target)) {
+                    features.iterators.insert(candidate.target.to_owned());
+                }
+            }
+            Mechanism::Tracepoint => {}
+        }
+    }
+    Ok(Kernel { features, offsets: btf.offsets()?, registers: registers(&btf)? })
+}
+
+/// Which of the wanted events tracefs has; `None` if it cannot be read.
+fn events() -> Option<BTreeSet<String>> {
+    let root = TRACEFS
+        .iter()
+        .map(|root| Path::new(root).join("events"))
+        .find(|root| root.is_dir())
+        .or_else(mount_tracefs)?;
+    let targets = HOOKS.iter().flat_map(|wanted| wanted.candidates).map(|candidate| candidate.target);
+    Some(
+        targets
+            .filter(|target| target.contains('/') && root.join(target).is_dir())
+            .map(str::to_owned)
+            .collect(),
+    )
+}
+
+fn mount_tracefs() -> Option<std::path::PathBuf> {
+    use rustix::mount::{MountFlags, mount};
+    let at = TRACEFS[0];
+    mount("tracefs", at, "tracefs", MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC, None)
+        .ok()?;
+    tracing::info!("mounted tracefs at {at}");
+    let events = Path::new(at).join("events");
+    events.is_dir().then_some(events)
+}
+
+fn registers(btf: &Btf<'_>) -> Result<Registers, FeatureError> {
+    let at = |member: &str| btf.offset("pt_regs", member);
+    match std::env::consts::ARCH {
+        "x86_64" => Ok(Registers {
+            number: at("orig_ax")?,
+            args: [at("di")?, at("si")?, at("dx")?, at("r10")?, at("r8")?],
+        }),
+        "aarch64" => {
+            let first = at("regs")?;
+            Ok(Registers {
+                number: at("syscallno")?,
+                args: [at("orig_x0")?, first + 8, first + 16, first + 24, first + 32],
+            })
+        }
+        other => Err(FeatureError::Architecture(other)),
+    }
+}
+
+/// System calls during which a `CAP_SYS_ADMIN` check is memory accounting: mmap, mprotect, brk, mremap, shmget,
+/// shmat, remap_file_pages, clone, fork, vfork, execve, execveat, clone3, exit, exit_group; and those that grow a
+/// file in memory: write, pwrite64, writev, sendfile, ftruncate, splice, fallocate, pwritev, pwritev2, memfd_create,
+/// copy_file_range, io_uring_enter.
+#[cfg(target_arch = "x86_64")]
+const ACCOUNTING: &[u32] = &[
+    9, 10, 12, 25, 29, 30, 216, 56, 57, 58, 59, 322, 435, 60, 231, // memory and processes
+    1, 18, 20, 40, 77, 275, 285, 296, 328, 319, 326, 426, // files
+];
+/// readlink, readlinkat, stat, lstat, newfstatat, statx, getdents64.
+#[cfg(target_arch = "x86_64")]
+const LISTING: &[u32] = &[89, 267, 4, 6, 262, 332, 217];
+/// As above, by the generic table (include/uapi/asm-generic/unistd.h).
+#[cfg(not(target_arch = "x86_64"))]
+const ACCOUNTING: &[u32] = &[
+    222, 226, 214, 216, 194, 196, 234, 220, 221, 281, 435, 93, 94, // memory and processes
+    64, 68, 66, 71, 46, 76, 47, 70, 287, 279, 285, 426, // files
+];
+#[cfg(not(target_arch = "x86_64"))]
+const LISTING: &[u32] = &[78, 79, 291, 61];
+
+/// The globals for this kernel.
+#[must_use]
+pub fn settings(kernel: &Kernel, host_mnt_inum: u32, grace: Duration) -> Settings {
+    Settings {
+        offsets: kernel.offsets,
+        registers: kernel.registers,
+        host_level: 0,
+        host_mnt_inum,
+        grace_ns: u64::try_from(grace.as_nanos()).unwrap_or(u64::MAX),
+        attempt_caps: ATTEMPTS,
+        accounting: SyscallSet::new(ACCOUNTING),
+        listing: SyscallSet::new(LISTING),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_running_kernel_fits_if_it_has_btf() {
+        if !Path::new(BTF_PATH).exists() {
+            return;
+        }
+        let kernel = probe().unwrap();
+        assert_ne!(kernel.offsets.task_real_cred, 0);
+        assert_ne!(kernel.registers.number, 0);
+    }
+}

@@ -1,0 +1,237 @@
+//! Loads the object and attaches its programs according to the plan.
+
+use aya::maps::{HashMap, MapData, MapError, PerCpuArray, RingBuf};
+use aya::programs::{BtfTracePoint, Iter, ProgramError, TracePoint};
+use aya::{Btf, Ebpf, EbpfError, EbpfLoader};
+use thiserror::Error;
+use userns_common::kind::Counter;
+use userns_common::record::{AggregateKey, AggregateValue, WatchedCgroup};
+use userns_common::settings::{SETTINGS, Settings};
+
+use super::plan::{Candidate, Mechanism, Planned};
+use super::status::{Probe, State};
+use crate::event::CgroupId;
+
+/// Why the programs could not be loaded at all. One program that fails is a [`State::Failed`] instead.
+#[derive(Debug, Error)]
+pub enum LoadError {
+    /// The build embedded no programs.
+    #[error("this build has no eBPF programs: build it with `cargo xtask build`")]
+    Stub,
+    /// The kernel refused maps or globals.
+    #[error("cannot load the eBPF programs: {}", chain(.0))]
+    Ebpf(#[from] EbpfError),
+    /// The kernel's type information.
+    #[error("cannot read the kernel's type information: {0}")]
+    Btf(#[from] aya::BtfError),
+    /// A map is not as expected.
+    #[error("map {name}: {source}")]
+    Map {
+        /// Its name.
+        name: &'static str,
+        /// The error.
+        source: MapError,
+    },
+    /// The object has no such map.
+    #[error("the embedded object has no map {0}: it is of another version")]
+    NoMap(&'static str),
+}
+
+/// All messages of an error and its causes.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(cause) = next {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        next = cause.source();
+    }
+    text
+}
+
+/// A shared value as a map holds it.
+#[repr(transparent)]
+#[derive(Clone, Copy)]
+struct Plain<T>(T);
+
+// SAFETY: integers and arrays of them, without padding (userns_common::layout).
+unsafe impl aya::Pod for Plain<WatchedCgroup> {}
+// SAFETY: as above.
+unsafe impl aya::Pod for Plain<AggregateKey> {}
+// SAFETY: as above.
+unsafe impl aya::Pod for Plain<AggregateValue> {}
+
+/// Loaded programs. Dropping it detaches them all.
+pub struct Loaded {
+    ebpf: Ebpf,
+    cgroups: HashMap<MapData, u64, Plain<WatchedCgroup>>,
+    aggregates: HashMap<MapData, Plain<AggregateKey>, Plain<AggregateValue>>,
+    counts: PerCpuArray<MapData, u64>,
+    /// State of each hook.
+    pub probes: Vec<Probe>,
+}
+
+/// The two rings.
+pub struct Rings {
+    /// Evidence for findings.
+    pub evidence: RingBuf<MapData>,
+    /// Everything else.
+    pub bulk: RingBuf<MapData>,
+}
+
+fn settings_bytes(settings: &Settings) -> &[u8] {
+    // SAFETY: a repr(C) struct of integers without padding (its size is asserted in userns_common::settings).
+    unsafe { core::slice::from_raw_parts((&raw const *settings).cast::<u8>(), size_of::<Settings>()) }
+}
+
+/// Loads `object` and attaches what `plan` chose. A program that the kernel refuses is recorded, not fatal.
+///
+/// # Errors
+///
+/// [`LoadError`] if nothing can be loaded.
+pub fn load(
+    object: Option<&[u8]>,
+    settings: &Settings,
+    plan: &[Planned],
+) -> Result<(Loaded, Rings), LoadError> {
+    let object = object.ok_or(LoadError::Stub)?;
+    let btf = Btf::from_sys_fs()?;
+    let mut ebpf = EbpfLoader::new()
+        .btf(Some(&btf))
+        .allow_unsupported_maps()
+        .override_global(SETTINGS, settings_bytes(settings), true)
+        .load(object)?;
+    let rings = Rings { evidence: ring(&mut ebpf, "EVIDENCE")?, bulk: ring(&mut ebpf, "BULK")? };
+    let cgroups = HashMap::try_from(take(&mut ebpf, "CGROUPS")?).map_err(named("CGROUPS"))?;
+    let aggregates = HashMap::try_from(take(&mut ebpf, "AGGREGATES")?).map_err(named("AGGREGATES"))?;
+    let counts = PerCpuArray::try_from(take(&mut ebpf, "COUNTS")?).map_err(named("COUNTS"))?;
+    let probes = plan.iter().map(|planned| start(&mut ebpf, &btf, planned)).collect();
+    Ok((Loaded { ebpf, cgroups, aggregates, counts, probes }, rings))
+}
+
+fn take(ebpf: &mut Ebpf, name: &'static str) -> Result<aya::maps::Map, LoadError> {
+    ebpf.take_map(name).ok_or(LoadError::NoMap(name))
+}
+
+fn named(name: &'static str) -> impl FnOnce(MapError) -> LoadError {
+    move |source| LoadError::Map { name, source }
+}
+
+fn ring(ebpf: &mut Ebpf, name: &'static str) -> Result<RingBuf<MapData>, LoadError> {
+    RingBuf::try_from(take(ebpf, name)?).map_err(named(name))
+}
+
+fn start(ebpf: &mut Ebpf, btf: &Btf, planned: &Planned) -> Probe {
+    let (mechanism, state) = match &planned.choice {
+        Err(reason) => (None, State::Degraded { reason: reason.clone() }),
+        Ok(candidate) => {
+            let state = match attach(ebpf, btf, candidate) {
+                Ok(()) => State::Active,
+                Err(error) => State::Failed { error: chain(&error) },
+            };
+            (Some(candidate.mechanism), state)
+        }
+    };
+    Probe { hook: planned.hook, mechanism, state, without: planned.without }
+}
+
+fn attach(ebpf: &mut Ebpf, btf: &Btf, candidate: &Candidate) -> Result<(), ProgramError> {
+    let program = ebpf.program_mut(candidate.program).ok_or(ProgramError::NotLoaded)?;
+    match candidate.mechanism {
+        Mechanism::TpBtf => {
+            let program: &mut BtfTracePoint = program.try_into()?;
+            program.load(candidate.target, btf)?;
+            program.attach()?;
+        }
+        Mechanism::Tracepoint => {
+            let program: &mut TracePoint = program.try_into()?;
+            program.load()?;
+            let (category, name) = candidate.target.split_once('/').unwrap_or(("", candidate.target));
+            program.attach(category, name)?;
+        }
+        Mechanism::Iterator => {
+            let program: &mut Iter = program.try_into()?;
+            program.load(candidate.target, btf)?;
+        }
+    }
+    Ok(())
+}
+
+/// Why a sweep did not happen.
+#[derive(Debug, Error)]
+pub enum SweepError {
+    /// The program is not loaded.
+    #[error("the task iterator is not available: {0}")]
+    Program(#[from] ProgramError),
+    /// Its link.
+    #[error("the task iterator cannot be opened: {0}")]
+    Link(#[from] aya::programs::links::LinkError),
+    /// Reading it.
+    #[error("the task iterator stopped: {0}")]
+    Read(#[from] std::io::Error),
+}
+
+impl Loaded {
+    /// Adds a cgroup to the watched ones.
+    ///
+    /// # Errors
+    ///
+    /// The map's error, for example that it is full.
+    pub fn watch(&mut self, id: CgroupId, cgroup: WatchedCgroup) -> Result<(), MapError> {
+        self.cgroups.insert(id.0, Plain(cgroup), 0)
+    }
+
+    /// Removes a cgroup and the rows counted for it. What is not there is no error.
+    pub fn forget(&mut self, id: CgroupId) {
+        let _ = self.cgroups.remove(&id.0);
+        let keys: Vec<_> = self.aggregates.keys().flatten().filter(|key| key.0.container == id.0).collect();
+        for key in keys {
+            let _ = self.aggregates.remove(&key);
+        }
+    }
+
+    /// The watched cgroup with this id.
+    #[must_use]
+    pub fn watched(&self, id: CgroupId) -> Option<WatchedCgroup> {
+        self.cgroups.get(&id.0, 0).ok().map(|cgroup| cgroup.0)
+    }
+
+    /// The aggregation table.
+    #[must_use]
+    pub fn aggregates(&self) -> Vec<(AggregateKey, AggregateValue)> {
+        self.aggregates.iter().flatten().map(|(key, value)| (key.0, value.0)).collect()
+    }
+
+    /// All kernel counters, summed over CPUs.
+    #[must_use]
+    pub fn counters(&self) -> Vec<(Counter, u64)> {
+        let sum =
+            |counter: Counter| self.counts.get(&(counter as u32), 0).map_or(0, |values| values.iter().sum());
+        Counter::ALL.iter().map(|counter| (*counter, sum(*counter))).collect()
+    }
+
+    /// Visits every task once: learns those in pods, and checks those it knows. Takes as long as the kernel needs,
+    /// some microseconds a task.
+    ///
+    /// # Errors
+    ///
+    /// [`SweepError`] if the iterator is not there or fails.
+    pub fn sweep(&mut self) -> Result<(), SweepError> {
+        let program = self.ebpf.program_mut("sweep").ok_or(ProgramError::NotLoaded)?;
+        let program: &mut Iter = program.try_into()?;
+        let link = program.attach()?;
+        let mut file = program.take_link(link)?.into_file()?;
+        // the program writes nothing: reading drives it through all tasks, then ends
+        std::io::copy(&mut file, &mut std::io::sink())?;
+        Ok(())
+    }
+
+    /// Hands the programs' debug logs to `tracing`, where the build has any.
+    ///
+    /// # Errors
+    ///
+    /// When the object carries no logs, which is the normal case for release builds.
+    pub fn debug_logger(&mut self) -> Result<aya_log::EbpfLogger<&'static dyn log::Log>, aya_log::Error> {
+        aya_log::EbpfLogger::init(&mut self.ebpf)
+    }
+}

@@ -1,0 +1,9 @@
+//! Everything that talks to the kernel's BPF subsystem. The only module that knows aya.
+
+pub mod btf;
+pub mod features;
+pub mod load;
+pub mod object;
+pub mod plan;
+pub mod ring;
+pub mod status;

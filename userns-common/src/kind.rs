@@ -1,0 +1,238 @@
+//! Stable numbers: kinds of records, hooks, reasons, counters.
+
+macro_rules! stable_numbers {
+    ($(#[$meta:meta])* $name:ident { $($(#[$vmeta:meta])* $variant:ident = $value:literal => $text:literal),+ $(,)? }) => {
+        $(#[$meta])*
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+        #[repr(u32)]
+        pub enum $name {
+            $($(#[$vmeta])* $variant = $value,)+
+        }
+
+        impl $name {
+            /// Every value, in numeric order.
+            pub const ALL: &'static [Self] = &[$(Self::$variant,)+];
+
+            /// The name used in metrics and JSON.
+            #[must_use]
+            pub const fn name(self) -> &'static str {
+                match self {
+                    $(Self::$variant => $text,)+
+                }
+            }
+        }
+
+        impl TryFrom<u32> for $name {
+            type Error = u32;
+
+            /// # Errors
+            ///
+            /// Returns the number itself when it names nothing.
+            fn try_from(number: u32) -> Result<Self, u32> {
+                match number {
+                    $($value => Ok(Self::$variant),)+
+                    unknown => Err(unknown),
+                }
+            }
+        }
+    };
+}
+
+stable_numbers! {
+    /// What a record in a ring is. 1–15 process life, 16–31 cgroups, 32–47 evidence.
+    EventKind {
+        /// A task came into a pod's cgroup from outside ([`crate::record::TaskRecord`]).
+        Entry = 1 => "entry",
+        /// A task in a pod executed a program.
+        Exec = 2 => "exec",
+        /// The last thread of a process in a pod ended ([`crate::record::ExitRecord`]).
+        Exit = 3 => "exit",
+        /// A task in a pod's cgroup was first seen in the pod's user namespace.
+        Inside = 5 => "inside",
+        /// A cgroup of a pod or container was made ([`crate::record::CgroupRecord`]).
+        CgroupMkdir = 16 => "cgroup_mkdir",
+        /// A cgroup of a pod or container was removed.
+        CgroupRmdir = 17 => "cgroup_rmdir",
+        /// A task's state contradicts its lineage; [`Reason`] bits say how.
+        Suspect = 32 => "suspect",
+        /// A capability check worth telling, the first of its kind for the container or lineage.
+        Capability = 33 => "capability",
+        /// A namespace or mount operation, the first of its kind for the container.
+        NamespaceCall = 34 => "namespace_call",
+    }
+}
+
+stable_numbers! {
+    /// The kernel hook a record was taken at.
+    Hook {
+        /// `task_newtask`: fork, clone, clone3.
+        NewTask = 1 => "task_newtask",
+        /// `sched_process_exec`.
+        Exec = 2 => "sched_process_exec",
+        /// `sched_process_exit`.
+        Exit = 3 => "sched_process_exit",
+        /// `cgroup_attach_task`.
+        CgroupAttach = 4 => "cgroup_attach_task",
+        /// `cgroup_mkdir`.
+        CgroupMkdir = 5 => "cgroup_mkdir",
+        /// `cgroup_rmdir`.
+        CgroupRmdir = 6 => "cgroup_rmdir",
+        /// `cap_capable`.
+        Capable = 7 => "cap_capable",
+        /// Return of setns(2).
+        Setns = 8 => "setns",
+        /// Return of unshare(2).
+        Unshare = 9 => "unshare",
+        /// Return of mount_setattr(2).
+        MountSetattr = 10 => "mount_setattr",
+        /// Return of open_tree_attr(2).
+        OpenTreeAttr = 11 => "open_tree_attr",
+        /// The task iterator: adoption at start and the periodic sweep.
+        TaskIter = 12 => "task_iter",
+    }
+}
+
+stable_numbers! {
+    /// Counters kept in the kernel, one per-CPU slot each. Every loss and every failure has its own.
+    Counter {
+        /// Evidence lost because its ring was full.
+        EvidenceLost = 0 => "evidence_ring_full",
+        /// Bulk records lost because their ring was full.
+        BulkLost = 1 => "bulk_ring_full",
+        /// Task storage could not be allocated: the task's lineage is unknown until the next sweep.
+        LineageFailed = 2 => "lineage_alloc",
+        /// The table of watched cgroups was full.
+        CgroupsFull = 3 => "cgroup_table_full",
+        /// The aggregation table was full.
+        AggregatesFull = 4 => "aggregate_table_full",
+        /// Reading a field of a task, credential or namespace failed.
+        ReadFailed = 5 => "kernel_read",
+        /// Reading arguments from user memory failed: the record carries none.
+        UserReadFailed = 6 => "user_read",
+        /// Evidence records submitted.
+        EvidenceSent = 16 => "evidence_sent",
+        /// Bulk records submitted.
+        BulkSent = 17 => "bulk_sent",
+        /// Capability checks by tasks in pods.
+        ChecksSeen = 18 => "checks_watched",
+        /// Of these, made with credentials other than the task's own (overlayfs and the like): not the pod's doing.
+        ChecksOverridden = 19 => "checks_overridden",
+        /// Of these, CAP_SYS_ADMIN checks by memory accounting (cap_vm_enough_memory).
+        ChecksAccounting = 20 => "checks_accounting",
+        /// Of these, counted in the aggregation table.
+        ChecksAggregated = 21 => "checks_aggregated",
+        /// Tasks visited by the iterator.
+        TasksSwept = 22 => "tasks_swept",
+        /// Of these, given a lineage because no hook had seen them enter.
+        TasksAdopted = 23 => "tasks_adopted",
+    }
+}
+
+/// Slots of the counter array: one more than the largest [`Counter`].
+pub const COUNTERS: u32 = 24;
+
+impl Counter {
+    /// Whether the counter tells of something lost or failed, rather than of work done.
+    #[must_use]
+    pub const fn is_loss(self) -> bool {
+        (self as u32) < 16
+    }
+}
+
+/// Bits that say why a [`EventKind::Suspect`] or [`EventKind::Exec`] record is evidence.
+pub mod reason {
+    /// The credentials' user namespace is neither the pod's nor below it.
+    pub const LEFT_USERNS: u32 = 1 << 0;
+    /// An id of the credentials is not in the map of the pod's user namespace.
+    pub const ID_OUTSIDE_MAP: u32 = 1 << 1;
+    /// A program was executed in the container's mount namespace with the host's user namespace.
+    pub const HOST_WORKLOAD: u32 = 1 << 2;
+    /// A capability over the host's user namespace was granted on the task's own credentials.
+    pub const HOST_CAPABILITY: u32 = 1 << 3;
+    /// The first program executed by a lineage inside the pod's user namespace: the map is complete by then.
+    pub const FIRST_WORKLOAD: u32 = 1 << 4;
+    /// A task entered and is still in the host's user namespace after the grace period.
+    pub const PAST_GRACE: u32 = 1 << 5;
+}
+
+/// States of a lineage, see ARCHITECTURE.md. A task without a lineage is OUT.
+pub mod state {
+    /// In a pod's cgroup, still with the host's user namespace, as runtimes are for milliseconds.
+    pub const ENTERING: u32 = 1;
+    /// Seen in the pod's user namespace or below it. Never left again, whatever the cgroup.
+    pub const INSIDE: u32 = 2;
+}
+
+/// How a lineage began.
+pub mod origin {
+    /// Moved by a write to `cgroup.procs`.
+    pub const ATTACHED: u32 = 1;
+    /// Born there by `CLONE_INTO_CGROUP`.
+    pub const BORN: u32 = 2;
+    /// Found there by the task iterator.
+    pub const ADOPTED: u32 = 3;
+}
+
+/// Flags of a lineage.
+pub mod lineage {
+    /// Executed a program in a mount namespace other than the one it was brought in from: no longer a runtime.
+    pub const WORKLOAD: u32 = 1 << 0;
+    /// [`super::reason::LEFT_USERNS`] was reported for this lineage.
+    pub const TOLD_LEFT: u32 = 1 << 1;
+    /// [`super::reason::ID_OUTSIDE_MAP`] was reported.
+    pub const TOLD_IDS: u32 = 1 << 2;
+    /// [`super::reason::PAST_GRACE`] was reported.
+    pub const TOLD_GRACE: u32 = 1 << 3;
+}
+
+stable_numbers! {
+    /// Which user namespace a capability was asked over, as seen from the task.
+    Relation {
+        /// The host's, or an ancestor of it.
+        Host = 0 => "host",
+        /// The pod's own.
+        Pod = 1 => "pod",
+        /// One below a pod's.
+        Nested = 2 => "nested",
+        /// Another namespace at the pod's level.
+        Other = 3 => "other",
+    }
+}
+
+stable_numbers! {
+    /// The kind of operation a row of the aggregation table counts.
+    Operation {
+        /// A capability check; the code is the capability's number.
+        Capability = 0 => "capability",
+        /// setns(2).
+        Setns = 1 => "setns",
+        /// unshare(2).
+        Unshare = 2 => "unshare",
+        /// mount_setattr(2) with `MOUNT_ATTR_IDMAP`.
+        MountSetattr = 3 => "mount_setattr",
+        /// open_tree_attr(2) with `MOUNT_ATTR_IDMAP`.
+        OpenTreeAttr = 4 => "open_tree_attr",
+        /// clone(2) or clone3(2) with `CLONE_NEWUSER`.
+        CloneNewUser = 5 => "clone_newuser",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_survive_the_round_trip() {
+        for kind in EventKind::ALL {
+            assert_eq!(EventKind::try_from(*kind as u32), Ok(*kind));
+        }
+        assert_eq!(EventKind::try_from(4), Err(4));
+        assert_eq!(Hook::try_from(0), Err(0));
+    }
+
+    #[test]
+    fn every_counter_has_a_slot() {
+        assert!(Counter::ALL.iter().all(|counter| (*counter as u32) < COUNTERS));
+        assert!(Counter::EvidenceLost.is_loss() && !Counter::ChecksSeen.is_loss());
+    }
+}

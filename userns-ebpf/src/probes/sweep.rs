@@ -1,0 +1,41 @@
+//! The task iterator: finds tasks that no hook saw enter, and what no hook saw happen.
+//!
+//! Run once after attaching, to learn the tasks that were there before, and then at an interval. Context:
+//! `struct bpf_iter__task { struct bpf_iter_meta *meta; struct task_struct *task; }` (kernel/bpf/task_iter.c); the
+//! task is null once, at the end.
+
+use core::ffi::c_void;
+
+use userns_common::kind::{Counter, Hook, origin};
+
+use crate::lineage;
+use crate::maps::count;
+use crate::task::Task;
+
+/// Visits one task.
+#[unsafe(no_mangle)]
+#[unsafe(link_section = "iter/task")]
+extern "C" fn sweep(ctx: *const *const c_void) -> i32 {
+    // SAFETY: the context holds two pointers; the second is the task.
+    let pointer = unsafe { *ctx.add(1) };
+    if pointer.is_null() {
+        return 0;
+    }
+    let task = Task::from_arg(pointer);
+    if !task.has_memory() {
+        return 0;
+    }
+    count(Counter::TasksSwept);
+    match task.lineage() {
+        Some(lineage) => {
+            lineage::inspect(task, lineage, Hook::TaskIter);
+            lineage::check_grace(task, lineage, Hook::TaskIter);
+        }
+        None => {
+            let Some(watched) = lineage::watched(task.cgroup()) else { return 0 };
+            count(Counter::TasksAdopted);
+            lineage::enter(task, &watched, origin::ADOPTED, 0, Hook::TaskIter);
+        }
+    }
+    0
+}
