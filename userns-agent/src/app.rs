@@ -1,1 +1,266 @@
-//! placeholder
+//! Wires the stages together: the only module that sees both ends.
+//!
+//! Start-up order is what makes an agent that starts late as good as one that started early. Programs are attached
+//! first, so nothing is missed from then on; then every pod's cgroup is registered, parents before children, so
+//! that the kernel registers what appears meanwhile; then the task iterator adopts every task in them, twice, so
+//! that children born during the first pass are met by the second.
+
+mod io;
+mod setup;
+mod walk;
+
+use std::time::Duration;
+
+use thiserror::Error;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::time::{Interval, MissedTickBehavior, interval};
+
+use crate::cli::ExitCode;
+use crate::config::Config;
+use crate::core::{Engine, Output};
+use crate::decode::decode;
+use crate::event::{Fact, Input};
+use crate::host::cgroupfs::CgroupFsError;
+use crate::host::kubelet::KubeletWatcher;
+use crate::host::pods_file::PodsFile;
+use crate::kernel::features::FeatureError;
+use crate::kernel::load::{LoadError, Loaded};
+use crate::kernel::ring::Ring;
+use io::Outputs;
+
+/// How often time is told to the core.
+const TICK: Duration = Duration::from_millis(100);
+/// How often counts are fetched from the kernel.
+const COUNTS: Duration = Duration::from_secs(1);
+/// Records taken from a ring before looking at the others again.
+const BATCH: usize = 256;
+
+/// Why the agent cannot run.
+#[derive(Debug, Error)]
+pub enum RunError {
+    /// Not root.
+    #[error("needs root, to load eBPF programs and to see other users' processes: run it with sudo")]
+    NotRoot,
+    /// In a user namespace of its own.
+    #[error(
+        "runs in a user namespace of its own ({inum}), so every id it sees is relative to that: run it in the host's, \
+         in a pod with hostUsers unset"
+    )]
+    OwnUserNamespace {
+        /// The agent's user namespace.
+        inum: u32,
+    },
+    /// The kernel cannot be looked at.
+    #[error(transparent)]
+    Features(#[from] FeatureError),
+    /// Programs cannot be loaded.
+    #[error(transparent)]
+    Load(#[from] LoadError),
+    /// None of the programs could be attached.
+    #[error("no eBPF program could be attached: {0}")]
+    NoProbe(String),
+    /// No cgroup hierarchy.
+    #[error(transparent)]
+    Cgroups(#[from] CgroupFsError),
+    /// An output cannot be opened.
+    #[error(transparent)]
+    Output(#[from] io::OutputError),
+    /// The operating system refused something.
+    #[error("{what}: {source}")]
+    Os {
+        /// What was wanted.
+        what: &'static str,
+        /// The error.
+        source: std::io::Error,
+    },
+}
+
+impl From<&RunError> for ExitCode {
+    fn from(error: &RunError) -> Self {
+        match error {
+            RunError::NotRoot => Self::NotPermitted,
+            RunError::OwnUserNamespace { .. }
+            | RunError::Features(_)
+            | RunError::Load(_)
+            | RunError::NoProbe(_)
+            | RunError::Cgroups(_) => Self::Unavailable,
+            RunError::Output(error) => error.exit_code(),
+            RunError::Os { .. } => Self::OsError,
+        }
+    }
+}
+
+fn os(what: &'static str) -> impl FnOnce(std::io::Error) -> RunError {
+    move |source| RunError::Os { what, source }
+}
+
+/// Everything that lives as long as the agent runs.
+struct App {
+    engine: Engine,
+    loaded: Loaded,
+    evidence: Ring,
+    bulk: Ring,
+    walker: walk::Walker,
+    kubelet: KubeletWatcher,
+    pods_file: Option<PodsFile>,
+    outputs: Outputs,
+    clock: setup::Clock,
+    /// Reused between inputs.
+    decided: Vec<Output>,
+}
+
+/// What makes the agent stop or change.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+    hangup: Signal,
+}
+
+impl Signals {
+    fn new() -> Result<Self, RunError> {
+        let register = |kind| signal(kind).map_err(os("cannot handle signals"));
+        Ok(Self {
+            terminate: register(SignalKind::terminate())?,
+            interrupt: register(SignalKind::interrupt())?,
+            hangup: register(SignalKind::hangup())?,
+        })
+    }
+}
+
+fn every(period: Duration) -> Interval {
+    let mut interval = interval(period);
+    interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    interval
+}
+
+/// Runs until SIGTERM or SIGINT.
+///
+/// # Errors
+///
+/// [`RunError`] if the agent cannot start. Once it runs it keeps running: what fails later is counted and shown.
+pub async fn run(config: Config) -> Result<(), RunError> {
+    let mut signals = Signals::new()?;
+    let mut app = setup::start(&config).await?;
+    app.run(&config, &mut signals).await;
+    app.stop().await;
+    Ok(())
+}
+
+impl App {
+    async fn run(&mut self, config: &Config, signals: &mut Signals) {
+        let mut tick = every(TICK);
+        let mut counts = every(COUNTS);
+        let mut sweep = every(config.sweep_interval);
+        sweep.reset();
+        loop {
+            // evidence first: everything else can wait for a moment
+            tokio::select! {
+                biased;
+                _ = signals.terminate.recv() => return,
+                _ = signals.interrupt.recv() => return,
+                ready = self.evidence.ready() => self.drain_rings(ready),
+                _ = tick.tick() => self.tick(),
+                facts = self.kubelet.next() => self.learn(facts),
+                facts = next_pods(&mut self.pods_file) => self.learn(facts),
+                ready = self.bulk.ready() => self.drain_rings(ready),
+                _ = counts.tick() => self.count(),
+                _ = sweep.tick() => self.sweep(),
+                _ = signals.hangup.recv() => self.outputs.reopen(),
+            }
+        }
+    }
+
+    fn drain_rings(&mut self, ready: std::io::Result<()>) {
+        if let Err(error) = ready {
+            self.outputs.trouble("ring", &error);
+        }
+        loop {
+            let more_evidence = self.drain(true);
+            let more_bulk = self.drain(false);
+            if !more_evidence && !more_bulk {
+                return;
+            }
+        }
+    }
+
+    /// Takes one batch from a ring; returns whether there may be more.
+    fn drain(&mut self, evidence: bool) -> bool {
+        let Self { engine, evidence: first, bulk: second, outputs, decided, .. } = self;
+        let ring = if evidence { first } else { second };
+        let more = ring.drain(BATCH, |bytes| match decode(bytes) {
+            Ok(event) => {
+                outputs.saw(&event);
+                engine.handle(Input::Event(event), decided);
+            }
+            Err(error) => outputs.undecodable(error),
+        });
+        self.act();
+        more
+    }
+
+    fn learn(&mut self, facts: Vec<Fact>) {
+        let now = self.clock.now();
+        for fact in facts {
+            self.engine.handle(Input::Fact(now, fact), &mut self.decided);
+        }
+        self.act();
+    }
+
+    fn tick(&mut self) {
+        self.engine.handle(Input::Tick(self.clock.now()), &mut self.decided);
+        self.act();
+        self.outputs.alive();
+    }
+
+    /// Does what the core wants done.
+    fn act(&mut self) {
+        for output in self.decided.drain(..) {
+            match output {
+                Output::Finding(finding) => self.outputs.finding(&finding, self.clock.now()),
+                Output::Forget(container) => self.loaded.forget(container),
+            }
+        }
+    }
+
+    fn count(&mut self) {
+        self.learn(vec![Fact::Aggregates(self.loaded.aggregates())]);
+        let health = self.health();
+        self.outputs.count(&self.engine.stats(), &self.loaded, &health);
+    }
+
+    fn health(&self) -> Vec<(&'static str, crate::host::SourceHealth)> {
+        let mut health = vec![("kubelet", self.kubelet.health())];
+        health.extend(self.pods_file.as_ref().map(|file| ("pods_file", file.health())));
+        health.push(("cgroups", self.walker.health.clone()));
+        health
+    }
+
+    /// Walks cgroupfs, looks runtimes up again, and visits every task.
+    fn sweep(&mut self) {
+        // a blocking pass of some milliseconds, on a thread of its own as far as the runtime is concerned
+        tokio::task::block_in_place(|| {
+            let facts = self.walker.walk(&mut self.loaded, self.clock);
+            self.learn(facts);
+            let started = std::time::Instant::now();
+            let result = self.loaded.sweep();
+            self.outputs.swept(started.elapsed(), result);
+        });
+        self.drain_rings(Ok(()));
+    }
+
+    /// Says what is still in the rings, then ends the outputs.
+    async fn stop(mut self) {
+        self.drain_rings(Ok(()));
+        self.count();
+        self.tick();
+        self.outputs.stop().await;
+    }
+}
+
+/// The next facts of the pods file; never, without one.
+async fn next_pods(file: &mut Option<PodsFile>) -> Vec<Fact> {
+    match file {
+        Some(file) => file.next().await,
+        None => std::future::pending().await,
+    }
+}

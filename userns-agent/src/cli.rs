@@ -98,7 +98,7 @@ Exit codes:
 
 Examples:
   userns-agent ps
-  kubectl get pods -A -o json > pods.json && userns-agent ps --pods-file pods.json
+  kubectl get pods -A -o json | userns-agent ps --pods-file /dev/stdin
   userns-agent ps --output json | jq '.[] | select(.verdict != \"honoured\")'";
 
 const CHECK_HELP: &str = "\

@@ -6,7 +6,7 @@ use anyhow::Result;
 use clap::{Args, Parser, Subcommand};
 
 use crate::{
-    build, docs, fuzz, run,
+    build, demo, docs, fuzz, run,
     setup::{self, Purpose},
     steps::Steps,
     test,
@@ -38,6 +38,12 @@ enum Command {
         /// Arguments for `userns-agent run`
         #[arg(last = true, value_name = "AGENT ARGS")]
         args: Vec<OsString>,
+    },
+    /// Plant problems on this node, in real containers, and show what the agent says of them (as root)
+    Demo {
+        /// Print each finding's JSON line too
+        #[arg(long)]
+        json: bool,
     },
     /// Run every check; the last line is the total
     Test {
@@ -93,6 +99,7 @@ fn dispatch(command: Command, steps: &mut Steps, workspace: &Workspace) -> Resul
         }
         Command::Build(args) => drop(build::all(steps, workspace, args.profile())?),
         Command::Run { args } => match run::run(steps, workspace, &args)? {},
+        Command::Demo { json } => return demo::demo(steps, workspace, json),
         Command::Test { quick } => return test::test(steps, workspace, quick),
         Command::Fuzz(options) => fuzz::fuzz(steps, workspace, &options)?,
         Command::Docs { check } => docs::docs(steps, workspace, check)?,

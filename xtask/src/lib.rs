@@ -18,6 +18,7 @@
 pub mod build;
 pub mod cli;
 pub mod debian;
+pub mod demo;
 pub mod docs;
 pub mod fuzz;
 pub mod lab;

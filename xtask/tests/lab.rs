@@ -3,7 +3,6 @@
 //! Needs root and fetches Debian packages; it runs when `USERNS_NODE_TESTS` is set. `USERNS_RUNTIME_SUITE`
 //! names another Debian suite than the machine's to take the runtimes from.
 
-#![expect(unused_crate_dependencies, reason = "they are the library's")]
 #![expect(clippy::print_stdout, reason = "skips and timings are for who runs the tests")]
 
 use std::{

@@ -6,7 +6,9 @@
 pub mod cgroup;
 pub mod cgroupfs;
 pub mod kubelet;
+pub mod pods_file;
 pub mod proc;
+pub mod runtimes;
 
 /// How a source of facts is doing.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

@@ -10,7 +10,7 @@ mod scan;
 mod tests;
 
 pub use record::{MAX_RECORD_BYTES, RecordError, parse_record};
-pub use scan::KubeletError;
+pub use scan::{KubeletError, Records, read_records};
 
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
@@ -90,7 +90,7 @@ impl KubeletWatcher {
         let mut facts = Vec::new();
         for name in names {
             let Some(uid) = scan::uid(&name) else { continue };
-            notifications.watch_pod(&scanner.pods().to_owned(), &name);
+            notifications.watch_pod(scanner.pods(), &name);
             facts.extend(scanner.check(&uid, &name));
         }
         self.publish();

@@ -93,22 +93,10 @@ impl Scanner {
         }
     }
 
-    /// Directories of pods; none if there is no directory of them.
     fn names(&mut self) -> io::Result<BTreeMap<PodUid, OsString>> {
-        let entries = match std::fs::read_dir(&self.pods) {
-            Err(error) if error.kind() == ErrorKind::NotFound => {
-                self.missing = true;
-                return Ok(BTreeMap::new());
-            }
-            entries => entries?,
-        };
-        self.missing = false;
-        let mut names = BTreeMap::new();
-        for entry in entries {
-            let name = entry?.file_name();
-            names.extend(uid(&name).map(|uid| (uid, name)));
-        }
-        Ok(names)
+        let names = names(&self.pods)?;
+        self.missing = names.is_none();
+        Ok(names.unwrap_or_default())
     }
 
     fn learn(&mut self, uid: &PodUid, record: Option<KubeletRecord>) -> Option<Fact> {
@@ -137,6 +125,36 @@ impl Scanner {
         SourceHealth { state, detail, records: self.known.len(), errors: self.errors }
     }
 }
+
+/// Directories of pods; `None` if there is no directory of them.
+fn names(pods: &Path) -> io::Result<Option<BTreeMap<PodUid, OsString>>> {
+    let entries = match std::fs::read_dir(pods) {
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+        entries => entries?,
+    };
+    let mut names = BTreeMap::new();
+    for entry in entries {
+        let name = entry?.file_name();
+        names.extend(uid(&name).map(|uid| (uid, name)));
+    }
+    Ok(Some(names))
+}
+
+/// Reads everything once: for each pod that kubelet has a directory for, its record if there is one. `None` if
+/// there is no directory of pods.
+///
+/// # Errors
+///
+/// [`KubeletError::Read`] if the directory of pods cannot be read.
+pub fn read_records(kubelet_root: &Path) -> Result<Option<Records>, KubeletError> {
+    let pods = kubelet_root.join("pods");
+    let names = names(&pods).map_err(|source| KubeletError::Read { path: pods.clone(), source })?;
+    let record = |(uid, name): (PodUid, OsString)| (uid, read(&pods.join(name).join("userns")));
+    Ok(names.map(|names| names.into_iter().map(record).collect()))
+}
+
+/// What kubelet has for each pod: a record, none, or one that cannot be used.
+pub type Records = BTreeMap<PodUid, Result<Option<KubeletRecord>, KubeletError>>;
 
 /// The pod whose directory has this name.
 pub(super) fn uid(name: &OsStr) -> Option<PodUid> {

@@ -201,7 +201,7 @@ async fn a_directory_that_may_not_be_read_is_named() {
         return;
     }
     let kubelet = Kubelet::new();
-    fs::set_permissions(kubelet.pods(), fs::Permissions::from_mode(0)).unwrap();
+    fs::set_permissions(kubelet.pods(), fs::Permissions::from_mode(0o0)).unwrap();
     let (mut watcher, health) = kubelet.watch(NEVER);
     assert_eq!(watcher.initial(), []);
     assert_eq!((health.borrow().state, health.borrow().errors), (SourceState::Failing, 1));

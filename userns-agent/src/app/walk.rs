@@ -1,0 +1,111 @@
+//! The walk of cgroupfs: registers pods' cgroups with the kernel and tells the core.
+
+use userns_common::record::WatchedCgroup;
+
+use super::setup::Clock;
+use crate::config::Config;
+use crate::event::{Cgroup, CgroupId, Fact, role};
+use crate::host::cgroupfs::CgroupFs;
+use crate::host::{SourceHealth, SourceState, runtimes};
+use crate::kernel::load::Loaded;
+
+/// What a walk needs.
+pub(super) struct Walker {
+    cgroups: CgroupFs,
+    host_root: std::path::PathBuf,
+    runtime_paths: Vec<std::path::PathBuf>,
+    /// How the last walk went.
+    pub(super) health: SourceHealth,
+}
+
+impl Walker {
+    pub(super) fn new(cgroups: CgroupFs, config: &Config) -> Self {
+        Self {
+            cgroups,
+            host_root: config.host_root.clone(),
+            runtime_paths: config.runtime_paths.clone(),
+            health: SourceHealth::default(),
+        }
+    }
+
+    /// Walks once. Each directory is registered before its children are listed: a child made in between is
+    /// registered by the kernel's own hook, one made before is met by the walk.
+    pub(super) fn walk(&mut self, loaded: &mut Loaded, clock: Clock) -> Vec<Fact> {
+        let started = clock.now();
+        let mut facts = vec![Fact::RuntimeImages(runtimes::resolve(&self.host_root, &self.runtime_paths))];
+        let mut above = Above::default();
+        let mut refused = 0;
+        let walked = self.cgroups.walk(|cgroup| {
+            let watched =
+                WatchedCgroup { role: cgroup.role, reserved: 0, container: above.container_of(&cgroup).0 };
+            if loaded.watched(cgroup.id) != Some(watched) && loaded.watch(cgroup.id, watched).is_err() {
+                refused += 1;
+            }
+            if cgroup.role != role::NESTED {
+                facts.push(Fact::CgroupSeen(cgroup));
+            }
+        });
+        self.health.records = facts.len() - 1;
+        (self.health.state, self.health.detail) = match walked {
+            Ok(_) if refused > 0 => {
+                self.health.errors += refused;
+                (SourceState::Failing, format!("the kernel's table refused {refused} cgroups: it is full"))
+            }
+            Ok(_) => {
+                facts.push(Fact::CgroupWalkDone { started });
+                (SourceState::Ok, String::new())
+            }
+            Err(error) => {
+                self.health.errors += 1;
+                (SourceState::Failing, error.to_string())
+            }
+        };
+        facts
+    }
+}
+
+/// The container that a walk is in: directories come before what is below them.
+#[derive(Default)]
+struct Above {
+    path: String,
+    id: CgroupId,
+}
+
+impl Above {
+    fn container_of(&mut self, cgroup: &Cgroup) -> CgroupId {
+        if cgroup.role == role::NESTED {
+            let below = cgroup.path.as_str().strip_prefix(&self.path).is_some_and(|rest| rest.starts_with('/'));
+            return if below { self.id } else { cgroup.id };
+        }
+        if cgroup.role == role::CONTAINER {
+            cgroup.path.as_str().clone_into(&mut self.path);
+            self.id = cgroup.id;
+        }
+        cgroup.id
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn cgroup(id: u64, role: u32, path: &str) -> Cgroup {
+        Cgroup { id: CgroupId(id), role, path: path.into() }
+    }
+
+    #[test]
+    fn what_lies_below_a_container_belongs_to_it() {
+        let mut above = Above::default();
+        for (id, role, path, expected) in [
+            (1, role::POD, "/p", 1),
+            (2, role::CONTAINER, "/p/c", 2),
+            (3, role::NESTED, "/p/c/x", 2),
+            (4, role::NESTED, "/p/c/x/y", 2),
+            (5, role::CONTAINER, "/p/cc", 5),
+            (6, role::NESTED, "/p/cc/x", 5),
+            (7, role::NESTED, "/p/ccc/x", 7),
+        ] {
+            assert_eq!(above.container_of(&cgroup(id, role, path)), CgroupId(expected), "{path}");
+        }
+    }
+}

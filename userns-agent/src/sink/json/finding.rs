@@ -1,0 +1,226 @@
+//! A finding's line.
+
+use std::collections::BTreeMap;
+
+use serde::Serialize;
+
+use super::process::{Extents, Process, SystemCall, recorded};
+use super::Envelope;
+use crate::core::finding::{CallUse, CapabilityUse, ContainerRef, Finding, PodRef};
+use crate::core::rules::{ATTACK_VERSION, Rule};
+use crate::event::Call;
+use crate::sink::names;
+use crate::sink::report::WallClock;
+
+/// The line.
+#[derive(Serialize)]
+pub(super) struct FindingLine<'a> {
+    #[serde(flatten)]
+    envelope: Envelope<'a>,
+    finding: Head<'a>,
+    pod: Option<Pod<'a>>,
+    container: Option<Container<'a>>,
+    process: Option<Process<'a>>,
+    hook: Option<&'static str>,
+    operation: Option<Operation>,
+    capabilities: Vec<Capability>,
+    calls: Vec<UsedCall>,
+}
+
+#[derive(Serialize)]
+struct Head<'a> {
+    id: String,
+    status: &'static str,
+    rule: RuleHead,
+    attack: Attack,
+    why: &'a str,
+    count: u64,
+    first_seen: String,
+    last_seen: String,
+    unknown: &'a [&'static str],
+}
+
+#[derive(Serialize)]
+struct RuleHead {
+    id: &'static str,
+    name: &'static str,
+    title: &'static str,
+    severity: &'static str,
+    confidence: &'static str,
+}
+
+#[derive(Serialize)]
+struct Attack {
+    version: &'static str,
+    tactic: Named,
+    technique: Named,
+}
+
+#[derive(Serialize)]
+struct Named {
+    id: &'static str,
+    name: &'static str,
+}
+
+impl From<(&'static str, &'static str)> for Named {
+    fn from((id, name): (&'static str, &'static str)) -> Self {
+        Self { id, name }
+    }
+}
+
+#[derive(Serialize)]
+struct Pod<'a> {
+    uid: &'a str,
+    namespace: Option<&'a str>,
+    name: Option<&'a str>,
+    labels: Option<&'a BTreeMap<String, String>>,
+    host_users: Option<bool>,
+    recorded_uid_map: Option<Extents>,
+}
+
+impl<'a> Pod<'a> {
+    fn new(pod: &'a PodRef) -> Self {
+        Self {
+            uid: pod.uid.as_str(),
+            namespace: pod.namespace.as_deref(),
+            name: pod.name.as_deref(),
+            // without a Pod object there are no labels to know of
+            labels: pod.name.is_some().then_some(&pod.labels),
+            host_users: pod.host_users,
+            recorded_uid_map: recorded(&pod.recorded_uid_map),
+        }
+    }
+}
+
+#[derive(Serialize)]
+struct Container<'a> {
+    id: &'a str,
+    runtime: Option<&'static str>,
+    cgroup: ContainerCgroup<'a>,
+}
+
+#[derive(Serialize)]
+struct ContainerCgroup<'a> {
+    id: u64,
+    path: &'a str,
+}
+
+impl<'a> Container<'a> {
+    fn new(container: &'a ContainerRef) -> Self {
+        let cgroup = ContainerCgroup { id: container.cgroup.0, path: &container.cgroup_path };
+        Self { id: &container.id, runtime: container.runtime, cgroup }
+    }
+}
+
+#[derive(Serialize)]
+struct Operation {
+    name: &'static str,
+    capability: Option<String>,
+    ret: i32,
+    error: Option<&'static str>,
+    syscall: Option<SystemCall>,
+    flags: Vec<String>,
+    target: Target,
+}
+
+/// The user namespace that the operation was asked over.
+#[derive(Serialize)]
+struct Target {
+    relation: &'static str,
+    inode: Option<u32>,
+    level: Option<u32>,
+}
+
+impl Operation {
+    fn new(call: &Call) -> Self {
+        let known = call.target_inum != 0;
+        Self {
+            name: call.operation.name(),
+            capability: call.capability.map(names::capability),
+            ret: call.ret,
+            error: names::error(call.ret),
+            syscall: call.syscall.map(SystemCall::new),
+            flags: names::operation_flags(call.operation, call.flags),
+            target: Target {
+                relation: call.relation.name(),
+                inode: known.then_some(call.target_inum),
+                level: known.then_some(call.target_level),
+            },
+        }
+    }
+}
+
+#[derive(Serialize)]
+struct Capability {
+    name: String,
+    granted: bool,
+    count: u64,
+    syscall: Option<SystemCall>,
+}
+
+impl Capability {
+    fn new(used: &CapabilityUse) -> Self {
+        Self {
+            name: names::capability(used.capability),
+            granted: used.granted,
+            count: used.count,
+            syscall: used.syscall.map(SystemCall::new),
+        }
+    }
+}
+
+#[derive(Serialize)]
+struct UsedCall {
+    name: &'static str,
+    ret: i32,
+    error: Option<&'static str>,
+    count: u64,
+}
+
+impl UsedCall {
+    fn new(used: &CallUse) -> Self {
+        Self { name: used.call, ret: used.ret, error: names::error(used.ret), count: used.count }
+    }
+}
+
+impl<'a> FindingLine<'a> {
+    pub(super) fn new(
+        envelope: Envelope<'a>,
+        finding: &'a Finding,
+        rule: &Rule,
+        clock: WallClock,
+    ) -> Self {
+        let task = finding.task.as_deref();
+        Self {
+            envelope,
+            finding: Head {
+                id: finding.id.to_string(),
+                status: finding.status.name(),
+                rule: RuleHead {
+                    id: rule.id,
+                    name: rule.name,
+                    title: rule.title,
+                    severity: finding.severity.name(),
+                    confidence: finding.confidence.name(),
+                },
+                attack: Attack {
+                    version: ATTACK_VERSION,
+                    tactic: rule.tactic.into(),
+                    technique: rule.technique.into(),
+                },
+                why: &finding.why,
+                count: finding.count,
+                first_seen: clock.rfc3339(finding.first),
+                last_seen: clock.rfc3339(finding.time),
+                unknown: &finding.unknown,
+            },
+            pod: finding.pod.as_ref().map(Pod::new),
+            container: finding.container.as_ref().map(Container::new),
+            process: task.map(|event| Process::new(event, clock)),
+            hook: finding.hook,
+            operation: task.and_then(|event| event.call.as_ref()).map(Operation::new),
+            capabilities: finding.capabilities.iter().map(Capability::new).collect(),
+            calls: finding.calls.iter().map(UsedCall::new).collect(),
+        }
+    }
+}

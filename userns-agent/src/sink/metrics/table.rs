@@ -1,0 +1,218 @@
+//! The table of metrics: what the registry holds and docs/metrics.md tells.
+
+use prometheus::core::Collector;
+use prometheus::{
+    Counter, Error, Gauge, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge,
+    IntGaugeVec, Opts, Registry,
+};
+
+/// A label and the values it takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Label {
+    /// Its name.
+    pub name: &'static str,
+    /// Its values, for people.
+    pub values: &'static str,
+}
+
+/// What Prometheus calls the type of a metric.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// Grows only.
+    Counter,
+    /// Goes up and down.
+    Gauge,
+    /// Counts by size.
+    Histogram,
+}
+
+impl Kind {
+    /// The name in the text format.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Counter => "counter",
+            Self::Gauge => "gauge",
+            Self::Histogram => "histogram",
+        }
+    }
+}
+
+/// A metric as declared.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Declared {
+    /// Its name.
+    pub name: &'static str,
+    /// Its type.
+    pub kind: Kind,
+    /// What it says.
+    pub help: &'static str,
+    /// Its labels.
+    pub labels: &'static [Label],
+    /// Upper bounds of a histogram's buckets.
+    pub buckets: &'static [f64],
+    /// Whether any growth means that something is missing, so that `/status` lists it.
+    pub is_loss: bool,
+}
+
+const fn declared(name: &'static str, kind: Kind, help: &'static str) -> Declared {
+    Declared { name, kind, help, labels: &[], buckets: &[], is_loss: false }
+}
+
+const fn counter(name: &'static str, help: &'static str) -> Declared {
+    declared(name, Kind::Counter, help)
+}
+
+const fn loss(name: &'static str, help: &'static str) -> Declared {
+    Declared { is_loss: true, ..counter(name, help) }
+}
+
+const fn gauge(name: &'static str, help: &'static str) -> Declared {
+    declared(name, Kind::Gauge, help)
+}
+
+const fn histogram(name: &'static str, buckets: &'static [f64], help: &'static str) -> Declared {
+    Declared { buckets, ..declared(name, Kind::Histogram, help) }
+}
+
+impl Declared {
+    const fn by(self, labels: &'static [Label]) -> Self {
+        Self { labels, ..self }
+    }
+
+    fn opts(&self) -> Opts {
+        Opts::new(self.name, self.help)
+    }
+
+    fn histogram_opts(&self) -> HistogramOpts {
+        HistogramOpts { common_opts: self.opts(), buckets: self.buckets.to_vec() }
+    }
+
+    fn label_names(&self) -> Vec<&'static str> {
+        self.labels.iter().map(|label| label.name).collect()
+    }
+}
+
+/// A type of the library that a declaration can become.
+trait Family: Collector + Clone + Sized + 'static {
+    fn make(declared: &Declared) -> Result<Self, Error>;
+}
+
+macro_rules! family {
+    ($($ty:ty => |$declared:ident| $make:expr;)+) => {
+        $(impl Family for $ty {
+            fn make($declared: &Declared) -> Result<Self, Error> {
+                $make
+            }
+        })+
+    };
+}
+
+family! {
+    Counter => |declared| Self::with_opts(declared.opts());
+    IntCounter => |declared| Self::with_opts(declared.opts());
+    IntCounterVec => |declared| Self::new(declared.opts(), &declared.label_names());
+    Gauge => |declared| Self::with_opts(declared.opts());
+    IntGauge => |declared| Self::with_opts(declared.opts());
+    IntGaugeVec => |declared| Self::new(declared.opts(), &declared.label_names());
+    Histogram => |declared| Self::with_opts(declared.histogram_opts());
+    HistogramVec => |declared| Self::new(declared.histogram_opts(), &declared.label_names());
+}
+
+fn register<F: Family>(registry: &Registry, declared: &Declared) -> Result<F, Error> {
+    let family = F::make(declared)?;
+    registry.register(Box::new(family.clone()))?;
+    Ok(family)
+}
+
+macro_rules! table {
+    ($($field:ident: $ty:ty = $declared:expr;)+) => {
+        /// Every metric, in the order of docs/metrics.md.
+        pub static TABLE: &[Declared] = &[$($declared,)+];
+
+        /// The fields that hold them, in the same order.
+        #[cfg(test)]
+        pub(super) const FIELDS: &[&str] = &[$(stringify!($field),)+];
+
+        /// Every metric, ready for use.
+        #[derive(Debug)]
+        pub(super) struct Families {
+            $(pub(super) $field: $ty,)+
+        }
+
+        impl Families {
+            pub(super) fn register(registry: &Registry) -> Result<Self, Error> {
+                Ok(Self { $($field: register(registry, &$declared)?,)+ })
+            }
+        }
+    };
+}
+
+const RULE: Label = Label { name: "rule", values: "id of a rule, see rules.md" };
+const SEVERITY: Label = Label { name: "severity", values: "`info`, `low`, `medium`, `high`, `critical`" };
+const SINK: Label = Label { name: "sink", values: "`stdout`, `file`" };
+const SOURCE: Label = Label { name: "source", values: "name of a source, as in `/status`" };
+const TABLE_NAME: Label = Label { name: "table", values: "name of a table" };
+
+const fn label(name: &'static str, values: &'static str) -> Label {
+    Label { name, values }
+}
+
+/// Seconds, from the time a sweep over a small node takes upwards.
+const SWEEP: &[f64] = &[0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5];
+/// Seconds, up to the delay of an output that is stuck.
+const DELAY: &[f64] = &[0.0001, 0.0005, 0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 30.0, 300.0];
+
+table! {
+    findings: IntCounterVec = counter("userns_findings_total", "Findings opened; updates of an open one are not counted")
+        .by(&[RULE, SEVERITY]);
+    findings_open: IntGauge = gauge("userns_findings_open", "Findings open now");
+    findings_suppressed: IntCounterVec = counter("userns_findings_suppressed_total", "Detections that were not told as findings of their own")
+        .by(&[label("reason", "`repeated`: folded into an open finding")]);
+    pods: IntGaugeVec = gauge("userns_pods", "Pods known, by what they were promised")
+        .by(&[label("promise", "`user_namespace`, `host_users`, `unknown`")]);
+    containers: IntGauge = gauge("userns_containers", "Live containers known");
+    processes: IntGauge = gauge("userns_processes_tracked", "Processes known");
+    checks: IntCounterVec = counter("userns_capability_checks_total", "Checks and calls of pods' processes that the kernel's aggregation table counted")
+        .by(&[
+            label("relation", "user namespace asked over: `host`, `pod`, `nested`, `other`; `call`: a namespace or mount call; `unknown`"),
+            label("verdict", "`granted`, `denied`"),
+        ]);
+    events: IntCounterVec = counter("userns_events_total", "Records received from the kernel")
+        .by(&[label("kind", "kind of record, as `exec` or `suspect`")]);
+    decode_errors: IntCounterVec = loss("userns_decode_errors_total", "Records refused because they are not of this version, or broken")
+        .by(&[label("reason", "`truncated`, `length`, `unknown_kind`, `unknown_hook`, `unknown_operation`, `unknown_relation`")]);
+    kernel_loss: IntCounterVec = loss("userns_kernel_loss_total", "What the programs in the kernel lost or could not do")
+        .by(&[label("counter", "name of a counter, as `evidence_ring_full`")]);
+    kernel_work: IntCounterVec = counter("userns_kernel_counter_total", "What the programs in the kernel did")
+        .by(&[label("counter", "name of a counter, as `evidence_sent`")]);
+    unattributed: IntCounter = loss("userns_records_unattributed_total", "Records judged without their container, as it did not become known in time");
+    evictions: IntCounterVec = loss("userns_core_evictions_total", "Rows that fell out of full tables").by(&[TABLE_NAME]);
+    probe_state: IntGaugeVec = gauge("userns_probe_state", "1 for the state that a hook is in, 0 for the others")
+        .by(&[
+            label("hook", "name of a hook"),
+            label("mechanism", "`tp_btf`, `tracepoint`, `iter`, `none`"),
+            label("state", "`active`, `degraded`, `failed`"),
+        ]);
+    source_up: IntGaugeVec = gauge("userns_source_up", "Whether the last reading of a source went well").by(&[SOURCE]);
+    source_errors: IntCounterVec = counter("userns_source_errors_total", "Readings of a source that failed").by(&[SOURCE]);
+    sweeps: IntCounter = counter("userns_sweeps_total", "Sweeps over all processes, cgroups and sources");
+    sweep_seconds: Histogram = histogram("userns_sweep_seconds", SWEEP, "Duration of a sweep");
+    delay: HistogramVec = histogram("userns_event_delay_seconds", DELAY, "Time from the moment in the kernel that opened a finding until its line was written")
+        .by(&[SINK]);
+    sink_written: IntCounterVec = counter("userns_sink_written_total", "Lines written").by(&[SINK]);
+    sink_dropped: IntCounterVec = loss("userns_sink_dropped_total", "Lines dropped because an output was stuck or gone")
+        .by(&[SINK, SEVERITY]);
+    sink_superseded: IntCounterVec = counter("userns_sink_superseded_total", "Updates of a finding that a later update replaced before they were written")
+        .by(&[SINK]);
+    sink_errors: IntCounterVec = counter("userns_sink_errors_total", "Attempts to write or open an output that failed; writing is tried again").by(&[SINK]);
+    sink_queue: IntGaugeVec = gauge("userns_sink_queue_bytes", "Bytes that wait to be written").by(&[SINK]);
+    http_requests: IntCounterVec = counter("userns_http_requests_total", "HTTP requests answered")
+        .by(&[label("path", "a path of the index, or `other`"), label("code", "status code")]);
+    http_rejected: IntCounterVec = counter("userns_http_rejected_total", "HTTP connections ended without an answer by the agent's endpoints")
+        .by(&[label("reason", "`limit`: the oldest of too many; `timeout`; `malformed`: no HTTP/1 request")]);
+    build_info: IntGaugeVec = gauge("userns_build_info", "Always 1").by(&[label("version", "version of the agent")]);
+    start_time: Gauge = gauge("process_start_time_seconds", "Unix time at which the agent started");
+    cpu: Counter = counter("process_cpu_seconds_total", "Processor time that the agent used, in user and system mode");
+    resident: IntGauge = gauge("process_resident_memory_bytes", "Memory of the agent that is resident");
+}

@@ -1,0 +1,229 @@
+//! What the application tells about the agent itself: plain data, rendered elsewhere.
+
+use std::net::SocketAddr;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use rustix::time::{ClockId, clock_gettime};
+
+use crate::core::finding::Severity;
+use crate::event::Nanos;
+
+/// The time since boot, sleep included: the clock that the kernel's records carry.
+#[must_use]
+pub fn boot_now() -> Nanos {
+    let now = clock_gettime(ClockId::Boottime);
+    let seconds = u64::try_from(now.tv_sec).unwrap_or_default();
+    Nanos(seconds.saturating_mul(1_000_000_000).saturating_add(u64::try_from(now.tv_nsec).unwrap_or_default()))
+}
+
+/// Where the node's boot lies in civil time. A value, so that what is written depends on what is given only.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct WallClock {
+    /// Nanoseconds of Unix time at which `CLOCK_BOOTTIME` was zero.
+    pub boot: u64,
+}
+
+impl WallClock {
+    /// Reads both clocks. To be read again from time to time: civil time is corrected while a node runs.
+    #[must_use]
+    pub fn now() -> Self {
+        let unix = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let unix = u64::try_from(unix.as_nanos()).unwrap_or(u64::MAX);
+        Self { boot: unix.saturating_sub(boot_now().0) }
+    }
+
+    /// Civil time, UTC.
+    #[must_use]
+    pub fn at(self, time: Nanos) -> SystemTime {
+        UNIX_EPOCH + Duration::from_nanos(self.boot) + Duration::from_nanos(time.0)
+    }
+
+    /// As RFC 3339 with nanoseconds, UTC.
+    #[must_use]
+    pub fn rfc3339(self, time: Nanos) -> String {
+        humantime::format_rfc3339_nanos(self.at(time)).to_string()
+    }
+}
+
+/// A state of the agent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AgentState {
+    /// Started; not watching yet.
+    Starting,
+    /// Watching.
+    Ready,
+    /// Watching with less than was planned.
+    Degraded,
+    /// On its way out.
+    Stopping,
+}
+
+impl AgentState {
+    /// The name used in JSON.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Starting => "starting",
+            Self::Ready => "ready",
+            Self::Degraded => "degraded",
+            Self::Stopping => "stopping",
+        }
+    }
+}
+
+/// A hook's state.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ProbeReport {
+    /// The hook.
+    pub hook: &'static str,
+    /// The mechanism chosen, if any.
+    pub mechanism: Option<&'static str>,
+    /// `active`, `degraded` or `failed`.
+    pub state: &'static str,
+    /// Why it is not active.
+    pub reason: Option<String>,
+    /// What is lost without it; told where it is not active.
+    pub without: &'static str,
+}
+
+impl ProbeReport {
+    /// Every state.
+    pub const STATES: &'static [&'static str] = &["active", "degraded", "failed"];
+
+    /// Whether it works.
+    #[must_use]
+    pub fn is_active(&self) -> bool {
+        self.state == "active"
+    }
+}
+
+/// Something the agent tells about itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AgentEvent {
+    /// When.
+    pub time: Nanos,
+    /// Its state.
+    pub state: AgentState,
+    /// Why, where the state needs a reason.
+    pub reason: Option<String>,
+    /// Its version.
+    pub version: &'static str,
+    /// Where it answers HTTP: the real address, also if port 0 was asked for.
+    pub listen: Option<SocketAddr>,
+    /// Its hooks.
+    pub probes: Vec<ProbeReport>,
+}
+
+/// Findings or lines that were not told one by one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Suppressed {
+    /// When this was noticed.
+    pub time: Nanos,
+    /// Since when it is counted.
+    pub since: Nanos,
+    /// Why they were not told, such as `queue_full`.
+    pub reason: &'static str,
+    /// The output that lacks them; `None`: every one.
+    pub sink: Option<&'static str>,
+    /// Their severity, if they have one.
+    pub severity: Option<Severity>,
+    /// How many.
+    pub count: u64,
+}
+
+/// Whether the agent sees everything that it should.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Readiness {
+    /// Not yet, or not any more.
+    NotReady {
+        /// What is missing.
+        reason: String,
+    },
+    /// The first sweep is done and what ran before has been adopted.
+    Ready,
+}
+
+/// A source of facts, such as kubelet's records or the pods file.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct SourceReport {
+    /// Its name.
+    pub name: &'static str,
+    /// Whether its last reading went well.
+    pub up: bool,
+    /// Why not.
+    pub error: Option<String>,
+    /// When it last went well.
+    pub last_success: Option<Nanos>,
+}
+
+/// A bounded table.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct TableReport {
+    /// Its name.
+    pub name: &'static str,
+    /// Rows in use.
+    pub used: u64,
+    /// Rows it may have; 0: as many as there are.
+    pub capacity: u64,
+}
+
+/// What `/status` and `/readyz` tell. Losses are not in it: they are taken from the metrics.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Status {
+    /// The agent's version.
+    pub version: &'static str,
+    /// The kernel's release.
+    pub kernel: String,
+    /// The node's name.
+    pub node: String,
+    /// Whether it is ready.
+    pub readiness: Readiness,
+    /// Its hooks.
+    pub probes: Vec<ProbeReport>,
+    /// Its sources.
+    pub sources: Vec<SourceReport>,
+    /// Its tables.
+    pub tables: Vec<TableReport>,
+}
+
+impl Default for Status {
+    fn default() -> Self {
+        Self {
+            version: env!("CARGO_PKG_VERSION"),
+            kernel: String::new(),
+            node: String::new(),
+            readiness: Readiness::NotReady { reason: "starting".to_owned() },
+            probes: Vec::new(),
+            sources: Vec::new(),
+            tables: Vec::new(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_are_written_to_the_nanosecond() {
+        let clock = WallClock { boot: 1_767_225_599_999_999_999 };
+        assert_eq!(clock.rfc3339(Nanos(0)), "2025-12-31T23:59:59.999999999Z");
+        assert_eq!(clock.rfc3339(Nanos(1)), "2026-01-01T00:00:00.000000000Z");
+        assert_eq!(clock.rfc3339(Nanos(59 * 86_400_000_000_000 + 1)), "2026-03-01T00:00:00.000000000Z");
+        let leap = WallClock { boot: 1_709_164_800_000_000_000 };
+        assert_eq!(leap.rfc3339(Nanos(500)), "2024-02-29T00:00:00.000000500Z");
+    }
+
+    #[test]
+    fn absurd_times_have_a_text_too() {
+        assert!(WallClock { boot: u64::MAX }.rfc3339(Nanos(u64::MAX)).starts_with("3139-"));
+        assert_eq!(WallClock::default().rfc3339(Nanos(0)), "1970-01-01T00:00:00.000000000Z");
+    }
+
+    #[test]
+    fn the_clocks_agree() {
+        let apart = WallClock::now().at(boot_now()).duration_since(SystemTime::now());
+        let apart = apart.unwrap_or_else(|earlier| earlier.duration());
+        assert!(apart < Duration::from_secs(1), "{apart:?}");
+    }
+}

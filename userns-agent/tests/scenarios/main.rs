@@ -1,0 +1,337 @@
+//! What each rule says and does not say, on inputs like those of a real node. No kernel is needed.
+//!
+//! Names tell: `<rule>_fires_...` and `<rule>_silent_...`; a test below holds that every rule has both.
+
+mod engine;
+mod world;
+
+use userns_agent::core::finding::Severity;
+use userns_agent::core::rules::{RuleId, rule};
+use userns_agent::event::{Extent, Fact, Hook, Operation, Relation, origin, reason};
+use world::{Actor, HOST_NS, RUNC, SEALED, SECOND, SLEEP, World, range, uid};
+
+const BASE: u32 = 3_841_261_568;
+const SYS_ADMIN: u32 = 21;
+
+#[test]
+fn every_rule_fires_in_one_scenario_and_is_silent_in_another() {
+    let source = include_str!("main.rs");
+    for id in RuleId::ALL {
+        for what in ["fires", "silent"] {
+            let name = format!("fn {}_{what}", rule(*id).id.to_lowercase());
+            assert!(source.contains(&name), "no scenario begins with `{name}`");
+        }
+    }
+}
+
+#[test]
+fn i1_fires_when_credentials_are_replaced() {
+    let mut world = World::new();
+    world.recorded(1, BASE);
+    let container = world.honest_start(1, 50, 7, BASE);
+    let thief = Actor::inside(51, 7, BASE).with_host_credentials();
+    world.suspect(container, &thief, Hook::Exec, reason::LEFT_USERNS);
+    let finding = world.only(RuleId::I1);
+    assert_eq!(finding.severity, Severity::Critical);
+    assert!(finding.why.contains("pid 51") && finding.why.contains(&HOST_NS.to_string()), "{}", finding.why);
+    assert_eq!(finding.pod.as_ref().unwrap().uid, uid(1));
+}
+
+#[test]
+fn i1_fires_for_a_step_sideways_into_another_pods_namespace() {
+    let mut world = World::new();
+    let container = world.honest_start(1, 50, 7, BASE);
+    let mut thief = Actor::inside(51, 7, BASE);
+    let other = Actor::inside(60, 8, 131_072).0.task;
+    (thief.0.task.userns, thief.0.task.pod_userns) = (other.userns, other.pod_userns);
+    world.suspect(container, &thief, Hook::Capable, reason::LEFT_USERNS);
+    assert!(world.only(RuleId::I1).why.contains("another user namespace 8"));
+}
+
+#[test]
+fn i1_fires_at_once_though_the_container_is_unknown() {
+    let mut world = World::new();
+    let thief = Actor::inside(51, 7, BASE).with_host_credentials();
+    world.suspect(9999, &thief, Hook::Exit, reason::LEFT_USERNS);
+    let finding = world.only(RuleId::I1);
+    assert!(finding.pod.is_none() && finding.unknown[0].starts_with("container"));
+}
+
+#[test]
+fn i1_silent_below_the_pods_namespace() {
+    let mut world = World::new();
+    world.recorded(1, BASE);
+    let container = world.honest_start(1, 50, 7, BASE);
+    let mut nested = Actor::inside(51, 7, BASE);
+    nested.0.task.userns.inum = 8;
+    nested.0.task.userns.level = 2;
+    world.execs(container, &nested);
+    world.silent();
+}
+
+#[test]
+fn i2_fires_at_once_for_an_executable_that_is_no_runtime() {
+    let mut world = World::new();
+    world.recorded(1, BASE);
+    let container = world.honest_start(1, 50, 7, BASE);
+    world.enters(container, &Actor::host(70, SLEEP, "sleep").entering(origin::ATTACHED));
+    let finding = world.only(RuleId::I2);
+    assert!(finding.why.contains("was moved into") && finding.why.contains("pid 70"), "{}", finding.why);
+    world.pass(5 * SECOND);
+    world.only(RuleId::I2);
+}
+
+#[test]
+fn i2_fires_for_a_runtime_that_stays() {
+    let mut world = World::new();
+    world.recorded(1, BASE);
+    let container = world.honest_start(1, 50, 7, BASE);
+    world.enters(container, &Actor::host(70, RUNC, "runc").entering(origin::BORN));
+    world.pass(SECOND);
+    world.silent();
+    world.pass(2 * SECOND);
+    assert!(world.only(RuleId::I2).why.contains("longer than the 2s"));
+}
+
+#[test]
+fn i2_fires_for_a_name_that_claims_to_be_a_runtime() {
+    let mut world = World::new();
+    world.recorded(1, BASE);
+    let container = world.honest_start(1, 50, 7, BASE);
+    world.enters(container, &Actor::host(70, SLEEP, "runc:[2:INIT]").entering(origin::ATTACHED));
+    world.only(RuleId::I2);
+}
+
+#[test]
+fn i2_fires_for_a_host_program_in_a_container_that_has_a_namespace() {
+    let mut world = World::new();
+    world.recorded(1, BASE);
+    let container = world.honest_start(1, 50, 7, BASE);
+    world.execs(container, &Actor::host(70, SLEEP, "sh").entering(origin::ATTACHED).working());
+    world.only(RuleId::I2);
+}
+
+#[test]
+fn i2_fires_when_the_promise_becomes_known_after_the_entry() {
+    let mut world = World::new();
+    let container = world.container(1);
+    world.enters(container, &Actor::host(70, SLEEP, "sleep").entering(origin::ATTACHED));
+    world.silent();
+    world.recorded(1, BASE);
+    world.only(RuleId::I2);
+}
+
+#[test]
+fn i2_silent_for_runtimes_on_their_way_in() {
+    let mut world = World::new();
+    world.recorded(1, BASE);
+    let container = world.honest_start(1, 50, 7, BASE);
+    for (pid, image) in [(70, RUNC), (71, SEALED)] {
+        let runtime = Actor::host(pid, image, "6").entering(origin::BORN);
+        world.enters(container, &runtime);
+        world.execs(container, &runtime);
+        world.inside(container, &Actor::inside(pid, 7, BASE));
+        world.execs(container, &Actor::inside(pid, 7, BASE));
+    }
+    world.pass(10 * SECOND);
+    world.silent();
+}
+
+#[test]
+fn i2_silent_in_pods_that_were_promised_nothing() {
+    let mut world = World::new();
+    world.declared(1, None);
+    let container = world.container(1);
+    world.enters(container, &Actor::host(70, SLEEP, "sleep").entering(origin::ATTACHED));
+    world.pass(10 * SECOND);
+    world.silent();
+}
+
+#[test]
+fn i3_fires_when_the_runtime_ignored_kubelets_record() {
+    let mut world = World::new();
+    world.recorded(1, BASE);
+    let container = world.container(1);
+    world.enters(container, &Actor::host(50, SEALED, "runc").entering(origin::ATTACHED));
+    world.execs(container, &Actor::host(50, SLEEP, "sh").entering(origin::ATTACHED).working());
+    world.pass(5 * SECOND);
+    let finding = world.only(RuleId::I3);
+    assert!(finding.why.contains("kubelet recorded"), "{}", finding.why);
+    assert_eq!(finding.container.as_ref().unwrap().cgroup.0, container);
+}
+
+#[test]
+fn i3_fires_when_the_spec_becomes_known_later() {
+    let mut world = World::new();
+    let container = world.container(1);
+    world.execs(container, &Actor::host(50, SLEEP, "sh").entering(origin::ATTACHED).working());
+    world.silent();
+    world.declared(1, Some(false));
+    let finding = world.only(RuleId::I3);
+    assert!(finding.why.contains("hostUsers: false"));
+    assert_eq!(finding.pod.as_ref().unwrap().name.as_deref(), Some("pod-1"));
+}
+
+#[test]
+fn i3_silent_for_pods_of_the_hosts_user_namespace() {
+    for host_users in [None, Some(true)] {
+        let mut world = World::new();
+        world.declared(1, host_users);
+        let container = world.container(1);
+        world.execs(container, &Actor::host(50, SLEEP, "sh").entering(origin::ATTACHED).working());
+        world.pass(5 * SECOND);
+        world.silent();
+    }
+}
+
+#[test]
+fn i4_fires_for_a_host_id_in_a_pod() {
+    let mut world = World::new();
+    world.recorded(1, BASE);
+    let container = world.honest_start(1, 50, 7, BASE);
+    let mut thief = Actor::inside(51, 7, BASE);
+    (thief.0.task.ids.euid, thief.0.task.ids.fsuid) = (0, 0);
+    world.suspect(container, &thief, Hook::Exit, reason::ID_OUTSIDE_MAP);
+    let finding = world.only(RuleId::I4);
+    assert_eq!(finding.severity, Severity::Critical);
+    assert!(finding.why.contains("euid 0, fsuid 0"), "{}", finding.why);
+}
+
+#[test]
+fn i4_fires_for_an_id_that_only_the_map_holds() {
+    let mut world = World::new();
+    world.recorded(1, BASE);
+    let container = world.container(1);
+    let mut actor = Actor::inside(51, 7, BASE);
+    let mut ns = actor.0.task.userns;
+    ns.uid_map.nr_extents = 2;
+    ns.uid_map.extents[1] = Extent { first: 65_536, lower_first: 131_072, count: 1 };
+    (actor.0.task.userns, actor.0.task.pod_userns) = (ns, Some(ns));
+    actor.0.task.ids.uid = 131_072;
+    world.execs(container, &actor);
+    assert_eq!(world.opened(RuleId::I4)[0].severity, Severity::High);
+    assert_eq!(world.opened(RuleId::I7).len(), 1, "the map is not the record either");
+}
+
+#[test]
+fn i4_silent_before_the_first_program() {
+    let mut world = World::new();
+    world.recorded(1, BASE);
+    let container = world.container(1);
+    let mut child = Actor::inside(50, 7, BASE).with_host_credentials();
+    let ns = Actor::inside(50, 7, BASE).0.task.userns;
+    (child.0.task.userns, child.0.task.pod_userns) = (ns, Some(ns));
+    child.0.task.lineage.flags = 0;
+    world.inside(container, &child);
+    world.execs(container, &Actor::inside(50, 7, BASE));
+    world.silent();
+}
+
+#[test]
+fn i5_fires_once_for_all_capabilities_of_a_container() {
+    let mut world = World::new();
+    world.recorded(1, BASE);
+    let container = world.container(1);
+    let shell = Actor::host(50, SLEEP, "sh").entering(origin::ATTACHED).working();
+    world.execs(container, &shell);
+    world.asks(container, &shell, SYS_ADMIN, Relation::Host, 0);
+    world.asks(container, &shell, 18, Relation::Host, 0);
+    let opened = world.opened(RuleId::I5);
+    assert_eq!(opened.len(), 1);
+    assert!(opened[0].why.contains("CAP_SYS_ADMIN"), "{}", opened[0].why);
+    assert_eq!(world.opened(RuleId::I3).len(), 1);
+    world.pass(11 * SECOND);
+    let last = world.findings.last().unwrap();
+    assert_eq!((last.rule, last.capabilities.len()), (RuleId::I5, 2), "the update names both");
+    assert!(last.why.contains("CAP_SYS_CHROOT, CAP_SYS_ADMIN"), "{}", last.why);
+}
+
+#[test]
+fn i5_silent_for_capabilities_over_the_pods_own_namespace() {
+    let mut world = World::new();
+    world.recorded(1, BASE);
+    let container = world.honest_start(1, 50, 7, BASE);
+    world.asks(container, &Actor::inside(50, 7, BASE), SYS_ADMIN, Relation::Pod, 0);
+    world.pass(11 * SECOND);
+    world.silent();
+}
+
+#[test]
+fn i7_fires_for_host_root_in_the_map() {
+    let mut world = World::new();
+    world.recorded(1, 0);
+    world.honest_start(1, 50, 7, 0);
+    let finding = world.only(RuleId::I7);
+    assert_eq!(finding.severity, Severity::Critical);
+    assert!(finding.why.starts_with("host id 0 is mapped"), "{}", finding.why);
+    assert!(finding.task.is_some());
+}
+
+#[test]
+fn i7_fires_when_the_map_is_not_the_record() {
+    let mut world = World::new();
+    world.recorded(1, 131_072);
+    world.honest_start(1, 50, 7, BASE);
+    let finding = world.only(RuleId::I7);
+    assert!(finding.why.contains("is not kubelet's record"), "{}", finding.why);
+}
+
+#[test]
+fn i7_fires_once_for_two_pods_with_one_range() {
+    let mut world = World::new();
+    world.recorded(1, BASE);
+    world.recorded(2, BASE);
+    world.honest_start(1, 50, 7, BASE);
+    world.silent();
+    world.honest_start(2, 60, 8, BASE);
+    let finding = world.only(RuleId::I7);
+    assert!(finding.why.contains(uid(1).as_str()), "{}", finding.why);
+}
+
+#[test]
+fn i7_silent_for_containers_of_one_pod_and_for_neighbours() {
+    let mut world = World::new();
+    for (n, base) in [(1, BASE), (2, BASE + 65_536), (3, BASE - 65_536)] {
+        world.recorded(n, base);
+        world.honest_start(n, 50 + n, 7 + n, base);
+        world.honest_start(n, 60 + n, 7 + n, base);
+    }
+    world.silent();
+}
+
+#[test]
+fn i11_fires_once_and_counts() {
+    let mut world = World::new();
+    world.recorded(1, BASE);
+    let container = world.honest_start(1, 50, 7, BASE);
+    let shell = Actor::inside(51, 7, BASE);
+    world.asks(container, &shell, 16, Relation::Host, -1);
+    world.calls(container, &shell, Operation::Setns, -1);
+    let finding = world.only(RuleId::I11);
+    assert_eq!(finding.severity, Severity::Low);
+    assert!(finding.why.contains("CAP_SYS_MODULE"), "{}", finding.why);
+    world.pass(11 * SECOND);
+    let last = world.findings.last().unwrap();
+    assert_eq!((last.capabilities.len(), last.calls.len()), (1, 1));
+}
+
+#[test]
+fn i11_silent_before_the_first_program_and_for_calls_that_fail_otherwise() {
+    let mut world = World::new();
+    world.recorded(1, BASE);
+    let container = world.honest_start(1, 50, 7, BASE);
+    let mut runtime = Actor::inside(51, 7, BASE);
+    world.calls(container, &runtime, Operation::Setns, -22);
+    runtime.0.task.lineage.flags = 0;
+    world.calls(container, &runtime, Operation::Unshare, -1);
+    world.asks(container, &runtime, SYS_ADMIN, Relation::Host, -1);
+    world.pass(11 * SECOND);
+    world.silent();
+}
+
+#[test]
+fn range_and_record_helpers_agree() {
+    let mut world = World::new();
+    world.fact(Fact::KubeletRecord { uid: uid(1), record: Some(world::record(BASE)) });
+    assert_eq!(world::record(BASE).uid_mappings[0], range(BASE).extents[0]);
+}

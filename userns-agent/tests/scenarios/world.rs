@@ -1,0 +1,302 @@
+//! A node in values: builds the inputs that a kernel and a kubelet would give, in the order they would.
+
+use std::time::Duration;
+
+use userns_agent::core::finding::{Finding, Status};
+use userns_agent::core::rules::RuleId;
+use userns_agent::core::{Engine, Limits, Output};
+use userns_agent::event::{
+    Body, Call, Cgroup, CgroupId, Event, Extent, Fact, Hook, IdMap, Ids, Image, Input, KubeletRecord,
+    Lineage, Nanos, Operation, PodSpec, PodUid, ProcessId, Relation, Task, TaskEvent, Text, UserNs, lineage,
+    origin, reason, role, state,
+};
+
+/// Inode number of the initial user namespace.
+pub(crate) const HOST_NS: u32 = 0xEFFF_FFFD;
+/// An executable on the host's disk that is a runtime.
+pub(crate) const RUNC: Image = Image { ino: 100, dev: 8 << 20 | 1, nlink: 1 };
+/// An executable on the host's disk that is none.
+pub(crate) const SLEEP: Image = Image { ino: 200, dev: 8 << 20 | 1, nlink: 1 };
+/// A sealed copy of a runtime: a memfd.
+pub(crate) const SEALED: Image = Image { ino: 300, dev: 1, nlink: 0 };
+
+pub(crate) const MS: u64 = 1_000_000;
+pub(crate) const SECOND: u64 = 1_000 * MS;
+
+/// A node under observation.
+pub(crate) struct World {
+    engine: Engine,
+    now: u64,
+    /// Everything said so far.
+    pub(crate) findings: Vec<Finding>,
+    next_cgroup: u64,
+}
+
+pub(crate) fn uid(n: u32) -> PodUid {
+    PodUid::parse(&format!("{n:08x}-6f1d-4f3e-9d5c-2f1f4f1a7c11")).unwrap()
+}
+
+pub(crate) fn range(base: u32) -> IdMap {
+    let mut map = IdMap { nr_extents: 1, ..IdMap::default() };
+    map.extents[0] = Extent { first: 0, lower_first: base, count: 65_536 };
+    map
+}
+
+pub(crate) fn record(base: u32) -> KubeletRecord {
+    let list = vec![Extent { first: 0, lower_first: base, count: 65_536 }];
+    KubeletRecord { uid_mappings: list.clone(), gid_mappings: list }
+}
+
+/// A task somewhere.
+#[derive(Clone)]
+pub(crate) struct Actor(pub(crate) TaskEvent);
+
+impl Actor {
+    /// A process with the host's namespaces and root's ids.
+    pub(crate) fn host(pid: u32, image: Image, name: &str) -> Self {
+        Self(TaskEvent {
+            task: Task {
+                process: ProcessId { pid, start: Nanos(u64::from(pid) * 10) },
+                tid: pid,
+                userns: UserNs { inum: HOST_NS, ..UserNs::default() },
+                image,
+                comm: name.into(),
+                ..Task::default()
+            },
+            path: Text::from(name),
+            args: vec![name.into()],
+            ..TaskEvent::default()
+        })
+    }
+
+    /// A process of a pod's user namespace whose container root is host id `base`.
+    pub(crate) fn inside(pid: u32, inum: u32, base: u32) -> Self {
+        let mut actor = Self::host(pid, SLEEP, "sh");
+        let ns = UserNs {
+            inum,
+            level: 1,
+            owner: base,
+            parent_inum: HOST_NS,
+            uid_map: range(base),
+            gid_map: range(base),
+        };
+        let task = &mut actor.0.task;
+        task.userns = ns;
+        task.pod_userns = Some(ns);
+        task.ids = Ids {
+            uid: base,
+            gid: base,
+            suid: base,
+            sgid: base,
+            euid: base,
+            egid: base,
+            fsuid: base,
+            fsgid: base,
+        };
+        task.lineage = Lineage {
+            state: state::INSIDE,
+            flags: lineage::WORKLOAD,
+            userns_inum: inum,
+            ..Lineage::default()
+        };
+        actor
+    }
+
+    pub(crate) fn entering(mut self, origin: u32) -> Self {
+        self.0.task.lineage = Lineage { state: state::ENTERING, origin, ..Lineage::default() };
+        self
+    }
+
+    /// What host credentials look like on a process that comes from a pod.
+    pub(crate) fn with_host_credentials(mut self) -> Self {
+        self.0.task.userns = UserNs { inum: HOST_NS, ..UserNs::default() };
+        self.0.task.pod_userns = None;
+        self.0.task.ids = Ids::default();
+        self
+    }
+
+    pub(crate) fn working(mut self) -> Self {
+        self.0.task.lineage.flags |= lineage::WORKLOAD;
+        self
+    }
+}
+
+impl World {
+    pub(crate) fn new() -> Self {
+        let limits = Limits { grace: Duration::from_secs(2), containers: 64, processes: 1024 };
+        let mut world =
+            Self { engine: Engine::new(limits), now: SECOND, findings: Vec::new(), next_cgroup: 1000 };
+        world.fact(Fact::RuntimeImages(vec![RUNC]));
+        world
+    }
+
+    pub(crate) fn input(&mut self, input: Input) {
+        let mut out = Vec::new();
+        self.engine.handle(input, &mut out);
+        self.findings.extend(out.into_iter().filter_map(|output| match output {
+            Output::Finding(finding) => Some(*finding),
+            Output::Forget(_) => None,
+        }));
+    }
+
+    pub(crate) fn engine(&self) -> &Engine {
+        &self.engine
+    }
+
+    pub(crate) fn fact(&mut self, fact: Fact) {
+        self.input(Input::Fact(Nanos(self.now), fact));
+    }
+
+    /// Lets time pass, with a tick every 100 ms.
+    pub(crate) fn pass(&mut self, nanos: u64) {
+        let end = self.now + nanos;
+        while self.now < end {
+            self.now = (self.now + 100 * MS).min(end);
+            self.input(Input::Tick(Nanos(self.now)));
+        }
+    }
+
+    pub(crate) fn recorded(&mut self, n: u32, base: u32) {
+        self.fact(Fact::KubeletRecord { uid: uid(n), record: Some(record(base)) });
+    }
+
+    pub(crate) fn declared(&mut self, n: u32, host_users: Option<bool>) {
+        let spec = PodSpec {
+            uid: uid(n),
+            namespace: "default".into(),
+            name: format!("pod-{n}"),
+            host_users,
+            ..PodSpec::default()
+        };
+        self.fact(Fact::Pods(vec![spec]));
+    }
+
+    /// Makes a pod's and a container's cgroup, as a kubelet and a runtime would.
+    pub(crate) fn container(&mut self, n: u32) -> u64 {
+        self.next_cgroup += 2;
+        let pod = format!("/kubepods/burstable/pod{}", uid(n));
+        let id = self.next_cgroup;
+        self.mkdir(id - 1, role::POD, &pod);
+        self.mkdir(id, role::CONTAINER, &format!("{pod}/{id:064x}"));
+        id
+    }
+
+    pub(crate) fn mkdir(&mut self, id: u64, role: u32, path: &str) {
+        let cgroup = Cgroup { id: CgroupId(id), role, path: path.into() };
+        self.event(Hook::CgroupMkdir, 0, Body::CgroupMkdir(cgroup));
+    }
+
+    pub(crate) fn event(&mut self, hook: Hook, reasons: u32, body: Body) {
+        self.now += MS;
+        self.input(Input::Event(Event { time: Nanos(self.now), hook, reasons, body }));
+    }
+
+    fn placed(&self, container: u64, actor: &Actor) -> Box<TaskEvent> {
+        let mut event = actor.0.clone();
+        event.task.cgroup = CgroupId(container);
+        event.task.lineage.container = container;
+        if event.task.lineage.entered_ns == 0 {
+            event.task.lineage.entered_ns = self.now;
+        }
+        Box::new(event)
+    }
+
+    pub(crate) fn enters(&mut self, container: u64, actor: &Actor) {
+        let event = self.placed(container, actor);
+        self.event(Hook::CgroupAttach, 0, Body::Entry(event));
+    }
+
+    /// A program runs; what the probe would say of it is worked out from the actor.
+    pub(crate) fn execs(&mut self, container: u64, actor: &Actor) {
+        let event = self.placed(container, actor);
+        let reasons = match (event.task.lineage.state, event.task.lineage.flags & lineage::WORKLOAD) {
+            (state::INSIDE, _) => reason::FIRST_WORKLOAD,
+            (_, 0) => 0,
+            _ => reason::HOST_WORKLOAD,
+        };
+        self.event(Hook::Exec, reasons, Body::Exec(event));
+    }
+
+    pub(crate) fn inside(&mut self, container: u64, actor: &Actor) {
+        let event = self.placed(container, actor);
+        self.event(Hook::Setns, 0, Body::Inside(event));
+    }
+
+    pub(crate) fn suspect(&mut self, container: u64, actor: &Actor, hook: Hook, reasons: u32) {
+        let event = self.placed(container, actor);
+        self.event(hook, reasons, Body::Suspect(event));
+    }
+
+    pub(crate) fn asks(&mut self, container: u64, actor: &Actor, capability: u32, relation: Relation, ret: i32) {
+        let mut event = self.placed(container, actor);
+        event.call = Some(Call {
+            operation: Operation::Capability,
+            capability: Some(capability),
+            relation,
+            ret,
+            target_inum: HOST_NS,
+            target_level: 0,
+            syscall: Some(165),
+            flags: 0,
+        });
+        let granted = ret == 0 && relation == Relation::Host;
+        self.event(Hook::Capable, if granted { reason::HOST_CAPABILITY } else { 0 }, Body::Capability(event));
+    }
+
+    pub(crate) fn calls(&mut self, container: u64, actor: &Actor, operation: Operation, ret: i32) {
+        let mut event = self.placed(container, actor);
+        event.call = Some(Call {
+            operation,
+            capability: None,
+            relation: Relation::Pod,
+            ret,
+            target_inum: 0,
+            target_level: 0,
+            syscall: None,
+            flags: 0,
+        });
+        self.event(Hook::Unshare, 0, Body::NamespaceCall(event));
+    }
+
+    /// A container start as runc does it: stage 0 is moved in, the child joins the namespace, the program runs.
+    pub(crate) fn honest_start(&mut self, n: u32, pid: u32, inum: u32, base: u32) -> u64 {
+        let container = self.container(n);
+        let runc = Actor::host(pid, SEALED, "runc:[0:PARENT]").entering(origin::ATTACHED);
+        self.enters(container, &runc);
+        let mut child = Actor::inside(pid, inum, base);
+        child.0.task.lineage.flags = 0;
+        child.0.task.userns.uid_map = IdMap::default();
+        child.0.task.pod_userns = Some(child.0.task.userns);
+        child.0.task.ids = Ids::default();
+        self.inside(container, &child);
+        self.execs(container, &Actor::inside(pid, inum, base));
+        container
+    }
+
+    /// Findings of a rule that were opened.
+    pub(crate) fn opened(&self, rule: RuleId) -> Vec<&Finding> {
+        self.findings
+            .iter()
+            .filter(|finding| finding.rule == rule && finding.status == Status::Opened)
+            .collect()
+    }
+
+    /// The one finding there is, of this rule.
+    pub(crate) fn only(&self, rule: RuleId) -> &Finding {
+        let opened: Vec<_> =
+            self.findings.iter().filter(|finding| finding.status == Status::Opened).collect();
+        assert_eq!(
+            opened.len(),
+            1,
+            "{:#?}",
+            opened.iter().map(|finding| (&finding.rule, &finding.why)).collect::<Vec<_>>()
+        );
+        assert_eq!(opened[0].rule, rule, "{}", opened[0].why);
+        opened[0]
+    }
+
+    pub(crate) fn silent(&self) {
+        let said: Vec<_> = self.findings.iter().map(|finding| (finding.rule, &finding.why)).collect();
+        assert!(said.is_empty(), "{said:#?}");
+    }
+}

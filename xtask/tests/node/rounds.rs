@@ -1,0 +1,46 @@
+//! Hundreds of honest rounds raise nothing and lose nothing.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, ensure};
+use xtask::lab::{ContainerSpec, IdRange, PodSpec, RuntimeName};
+
+use crate::{Node, losses, metric};
+
+const ROUNDS: u32 = 500;
+
+fn rounds(runtime: RuntimeName, test: &str) -> Result<()> {
+    let Some(node) = Node::new(test)? else { return Ok(()) };
+    let agent = node.agent(&[])?;
+    let range = IdRange::nth(44_000);
+    let pod = node.lab.pod(PodSpec { name: "p".into(), record: Some(range), ..PodSpec::default() })?;
+    let spec = ContainerSpec { runtime, mapping: Some(range.mapping()), ..ContainerSpec::default() };
+    let container = pod.container(spec)?;
+    let started = Instant::now();
+    for _ in 0..ROUNDS {
+        container.create()?;
+        container.start()?;
+        ensure!(container.exec(&["true"])?.status.success(), "exec failed");
+        container.kill()?;
+        container.delete()?;
+    }
+    let took = started.elapsed();
+    std::thread::sleep(Duration::from_millis(2500));
+    ensure!(agent.findings().is_empty(), "{:?}", agent.findings().iter().map(|line| &line.json).collect::<Vec<_>>());
+    let metrics = agent.http_get("/metrics")?.body;
+    ensure!(losses(&metrics).is_empty(), "{:?}", losses(&metrics));
+    let entries = metric(&metrics, "userns_events_total", &[("kind", "entry")]);
+    println!("{test}: {ROUNDS} rounds in {took:.1?}, {entries} entries seen");
+    ensure!(entries >= f64::from(ROUNDS), "only {entries} entries were seen");
+    Ok(())
+}
+
+#[test]
+fn five_hundred_rounds_of_runc() -> Result<()> {
+    rounds(RuntimeName::Runc, "five_hundred_rounds_of_runc")
+}
+
+#[test]
+fn five_hundred_rounds_of_crun() -> Result<()> {
+    rounds(RuntimeName::Crun, "five_hundred_rounds_of_crun")
+}
