@@ -21,8 +21,6 @@ use crate::core::{Engine, Output};
 use crate::decode::decode;
 use crate::event::{Fact, Input};
 use crate::host::cgroupfs::CgroupFsError;
-use crate::host::kubelet::KubeletWatcher;
-use crate::host::pods_file::PodsFile;
 use crate::kernel::features::FeatureError;
 use crate::kernel::load::{LoadError, Loaded};
 use crate::kernel::ring::Ring;
@@ -101,8 +99,7 @@ struct App {
     evidence: Ring,
     bulk: Ring,
     walker: walk::Walker,
-    kubelet: KubeletWatcher,
-    pods_file: Option<PodsFile>,
+    sources: setup::Sources,
     outputs: Outputs,
     clock: setup::Clock,
     /// Reused between inputs.
@@ -160,12 +157,12 @@ impl App {
                 _ = signals.interrupt.recv() => return,
                 ready = self.evidence.ready() => self.drain_rings(ready),
                 _ = tick.tick() => self.tick(),
-                facts = self.kubelet.next() => self.learn(facts),
-                facts = next_pods(&mut self.pods_file) => self.learn(facts),
+                facts = self.sources.next() => self.learn(facts),
                 ready = self.bulk.ready() => self.drain_rings(ready),
                 _ = counts.tick() => self.count(),
                 _ = sweep.tick() => self.sweep(),
                 _ = signals.hangup.recv() => self.outputs.reopen(),
+                () = self.outputs.stdout_gone() => return tracing::error!("nobody reads standard output any more"),
             }
         }
     }
@@ -216,7 +213,7 @@ impl App {
     fn act(&mut self) {
         for output in self.decided.drain(..) {
             match output {
-                Output::Finding(finding) => self.outputs.finding(&finding, self.clock.now()),
+                Output::Finding(finding) => self.outputs.finding(&finding),
                 Output::Forget(container) => self.loaded.forget(container),
             }
         }
@@ -229,8 +226,7 @@ impl App {
     }
 
     fn health(&self) -> Vec<(&'static str, crate::host::SourceHealth)> {
-        let mut health = vec![("kubelet", self.kubelet.health())];
-        health.extend(self.pods_file.as_ref().map(|file| ("pods_file", file.health())));
+        let mut health = self.sources.health();
         health.push(("cgroups", self.walker.health.clone()));
         health
     }
@@ -254,13 +250,5 @@ impl App {
         self.count();
         self.tick();
         self.outputs.stop().await;
-    }
-}
-
-/// The next facts of the pods file; never, without one.
-async fn next_pods(file: &mut Option<PodsFile>) -> Vec<Fact> {
-    match file {
-        Some(file) => file.next().await,
-        None => std::future::pending().await,
     }
 }

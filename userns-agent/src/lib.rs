@@ -26,5 +26,3 @@ pub mod cli;
 pub mod config;
 pub mod docs;
 pub mod ps;
-
-use prometheus as _;

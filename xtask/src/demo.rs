@@ -52,7 +52,7 @@ pub struct Stage {
     containers: Vec<Container>,
     processes: Vec<HostProcess>,
     pods: Vec<Pod>,
-    next_range: u32,
+    next_range: u16,
 }
 
 /// Plays the whole day with one runtime.

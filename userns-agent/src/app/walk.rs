@@ -6,14 +6,15 @@ use super::setup::Clock;
 use crate::config::Config;
 use crate::event::{Cgroup, CgroupId, Fact, role};
 use crate::host::cgroupfs::CgroupFs;
-use crate::host::{SourceHealth, SourceState, runtimes};
+use crate::host::proc::ProcFs;
+use crate::host::runtimes::Runtimes;
+use crate::host::{SourceHealth, SourceState};
 use crate::kernel::load::Loaded;
 
 /// What a walk needs.
 pub(super) struct Walker {
     cgroups: CgroupFs,
-    host_root: std::path::PathBuf,
-    runtime_paths: Vec<std::path::PathBuf>,
+    runtimes: Runtimes,
     /// How the last walk went.
     pub(super) health: SourceHealth,
 }
@@ -22,8 +23,11 @@ impl Walker {
     pub(super) fn new(cgroups: CgroupFs, config: &Config) -> Self {
         Self {
             cgroups,
-            host_root: config.host_root.clone(),
-            runtime_paths: config.runtime_paths.clone(),
+            runtimes: Runtimes::new(
+                &config.host_root,
+                config.runtime_paths.clone(),
+                ProcFs::new(&config.proc_root),
+            ),
             health: SourceHealth::default(),
         }
     }
@@ -32,7 +36,7 @@ impl Walker {
     /// registered by the kernel's own hook, one made before is met by the walk.
     pub(super) fn walk(&mut self, loaded: &mut Loaded, clock: Clock) -> Vec<Fact> {
         let started = clock.now();
-        let mut facts = vec![Fact::RuntimeImages(runtimes::resolve(&self.host_root, &self.runtime_paths))];
+        let mut facts = vec![self.runtimes.find().fact()];
         let mut above = Above::default();
         let mut refused = 0;
         let walked = self.cgroups.walk(|cgroup| {

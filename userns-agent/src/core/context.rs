@@ -23,14 +23,14 @@ pub struct Context<'a> {
 
 /// Container runtimes' executables.
 #[derive(Clone, Debug, Default)]
-pub struct Runtimes {
+pub(super) struct Runtimes {
     images: BTreeSet<(u32, u64)>,
 }
 
 impl Runtimes {
     /// The set of these executables.
     #[must_use]
-    pub fn new(images: &[Image]) -> Self {
+    pub(super) fn new(images: &[Image]) -> Self {
         Self { images: images.iter().map(|image| (image.dev, image.ino)).collect() }
     }
 
@@ -39,7 +39,7 @@ impl Runtimes {
     /// or from a file on an overlay that only it has mounted, which shows as a file without a block device that
     /// carries the runtime's file name. Being possible is worth the grace period and nothing more.
     #[must_use]
-    pub fn possible(&self, event: &TaskEvent) -> bool {
+    pub(super) fn possible(&self, event: &TaskEvent) -> bool {
         const MINOR_BITS: u32 = 20;
         let image = event.task.image;
         if image.ino == 0 || image.nlink == 0 || self.images.contains(&(image.dev, image.ino)) {

@@ -9,7 +9,7 @@ use super::context::{Context, Runtimes};
 use super::finding::{CapabilityUse, ContainerRef, Finding, PodRef};
 use super::open::OpenFindings;
 use super::rules::{self, RuleId};
-use super::state::{Sizes, State};
+use super::state::{Promise, Sizes, State};
 use crate::event::{
     AggregateKey, AggregateValue, Body, CgroupId, Event, Fact, Input, Nanos, TaskEvent, reason,
 };
@@ -46,6 +46,8 @@ pub enum Output {
 pub struct Stats {
     /// Pods known.
     pub pods: usize,
+    /// Of these, promised a user namespace, and promised the host's.
+    pub promised: (usize, usize),
     /// Live containers known.
     pub containers: usize,
     /// Processes known.
@@ -60,6 +62,18 @@ pub struct Stats {
     pub unattributed: u64,
     /// Checks by (relation, denied), from the aggregation table.
     pub checks: BTreeMap<(&'static str, bool), u64>,
+}
+
+impl Stats {
+    /// Pods that were promised this.
+    #[must_use]
+    pub fn pods_promised(&self, promise: Promise) -> usize {
+        match promise {
+            Promise::UserNamespace => self.promised.0,
+            Promise::HostUsers => self.promised.1,
+            Promise::Unknown => self.pods - self.promised.0 - self.promised.1,
+        }
+    }
 }
 
 /// The engine.
@@ -121,8 +135,10 @@ impl Engine {
         }
         let mut evicted = self.state.evicted.clone();
         evicted.insert("findings", self.open.evicted);
+        let promised = |what| self.state.pods().filter(|(_, pod)| pod.promise() == what).count();
         Stats {
             pods: self.state.pods().count(),
+            promised: (promised(Promise::UserNamespace), promised(Promise::HostUsers)),
             containers: self.state.containers().count(),
             processes: self.state.nr_processes(),
             open: self.open.len(),

@@ -8,7 +8,7 @@ use crate::event::{CgroupId, Nanos, PodUid, ProcessId, TaskEvent};
 
 /// What a finding is about: the same rule on the same scope is the same finding.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Scope {
+pub(super) enum Scope {
     /// One process, in one container.
     Process(CgroupId, ProcessId),
     /// One container.
@@ -34,25 +34,25 @@ impl Scope {
 
 /// What a rule says.
 #[derive(Clone, Debug)]
-pub struct Detection {
+pub(super) struct Detection {
     /// What it is about.
-    pub scope: Scope,
+    pub(super) scope: Scope,
     /// How bad.
-    pub severity: Severity,
+    pub(super) severity: Severity,
     /// How sure.
-    pub confidence: Confidence,
+    pub(super) confidence: Confidence,
     /// When.
-    pub time: Nanos,
+    pub(super) time: Nanos,
     /// Why, in one sentence.
-    pub why: String,
+    pub(super) why: String,
     /// The process.
-    pub task: Option<Box<TaskEvent>>,
+    pub(super) task: Option<Box<TaskEvent>>,
     /// The hook.
-    pub hook: Option<&'static str>,
+    pub(super) hook: Option<&'static str>,
     /// Capabilities.
-    pub capabilities: Vec<CapabilityUse>,
+    pub(super) capabilities: Vec<CapabilityUse>,
     /// Namespace operations.
-    pub calls: Vec<CallUse>,
+    pub(super) calls: Vec<CallUse>,
 }
 
 /// How long an update waits for more.
@@ -68,30 +68,30 @@ struct Open {
 
 /// The open findings.
 #[derive(Debug)]
-pub struct OpenFindings {
+pub(super) struct OpenFindings {
     limit: usize,
     open: BTreeMap<(RuleId, Scope), Open>,
     /// Detections that were folded into an open finding.
-    pub repeated: u64,
+    pub(super) repeated: u64,
     /// Open findings that fell out because there were too many.
-    pub evicted: u64,
+    pub(super) evicted: u64,
 }
 
 impl OpenFindings {
     /// None open, at most `limit` to be.
     #[must_use]
-    pub fn new(limit: usize) -> Self {
+    pub(super) fn new(limit: usize) -> Self {
         Self { limit, open: BTreeMap::new(), repeated: 0, evicted: 0 }
     }
 
     /// How many are open.
     #[must_use]
-    pub fn len(&self) -> usize {
+    pub(super) fn len(&self) -> usize {
         self.open.len()
     }
 
     /// Takes what a rule says. Returns the finding if it is news; a repetition is kept for an update.
-    pub fn take(
+    pub(super) fn take(
         &mut self,
         rule: RuleId,
         detection: Detection,
@@ -127,7 +127,7 @@ impl OpenFindings {
     }
 
     /// Folds what a rule says into an open finding, if there is one; false if there is none.
-    pub fn repeat(&mut self, rule: RuleId, detection: &Detection) -> bool {
+    pub(super) fn repeat(&mut self, rule: RuleId, detection: &Detection) -> bool {
         let Some(open) = self.open.get_mut(&(rule, detection.scope.clone())) else { return false };
         if open.merge(detection) {
             self.repeated += 1;
@@ -144,7 +144,7 @@ impl OpenFindings {
     }
 
     /// Updates that are due, with the container each is about.
-    pub fn due(&mut self, now: Nanos) -> Vec<(Finding, Option<CgroupId>)> {
+    pub(super) fn due(&mut self, now: Nanos) -> Vec<(Finding, Option<CgroupId>)> {
         let due = self
             .open
             .values_mut()
@@ -159,14 +159,14 @@ impl OpenFindings {
     }
 
     /// Marks findings about a container for an update: something about its pod has become known.
-    pub fn amend(&mut self, container: CgroupId) {
+    pub(super) fn amend(&mut self, container: CgroupId) {
         for open in self.open.values_mut().filter(|open| open.container == Some(container)) {
             open.dirty = true;
         }
     }
 
     /// Closes findings about containers that are gone.
-    pub fn forget(&mut self, containers: &[CgroupId]) {
+    pub(super) fn forget(&mut self, containers: &[CgroupId]) {
         self.open.retain(|_, open| open.container.is_none_or(|container| !containers.contains(&container)));
     }
 }

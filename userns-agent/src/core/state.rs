@@ -92,29 +92,29 @@ struct Process {
 
 /// Sizes of the tables.
 #[derive(Clone, Copy, Debug)]
-pub struct Sizes {
+pub(super) struct Sizes {
     /// Containers, and pods.
-    pub containers: usize,
+    pub(super) containers: usize,
     /// Processes.
-    pub processes: usize,
+    pub(super) processes: usize,
 }
 
 /// All tables.
 #[derive(Debug)]
-pub struct State {
+pub(super) struct State {
     sizes: Sizes,
     pods: BTreeMap<PodUid, Pod>,
     containers: BTreeMap<CgroupId, Container>,
     processes: BTreeMap<ProcessId, Process>,
     ended: VecDeque<(Nanos, ProcessId)>,
     /// Rows that fell out because a table was full.
-    pub evicted: BTreeMap<&'static str, u64>,
+    pub(super) evicted: BTreeMap<&'static str, u64>,
 }
 
 impl State {
     /// Empty tables.
     #[must_use]
-    pub fn new(sizes: Sizes) -> Self {
+    pub(super) fn new(sizes: Sizes) -> Self {
         Self {
             sizes,
             pods: BTreeMap::new(),
@@ -127,39 +127,39 @@ impl State {
 
     /// The pod.
     #[must_use]
-    pub fn pod(&self, uid: &PodUid) -> Option<&Pod> {
+    pub(super) fn pod(&self, uid: &PodUid) -> Option<&Pod> {
         self.pods.get(uid)
     }
 
     /// All pods.
-    pub fn pods(&self) -> impl Iterator<Item = (&PodUid, &Pod)> {
+    pub(super) fn pods(&self) -> impl Iterator<Item = (&PodUid, &Pod)> {
         self.pods.iter()
     }
 
     /// The container.
     #[must_use]
-    pub fn container(&self, id: CgroupId) -> Option<&Container> {
+    pub(super) fn container(&self, id: CgroupId) -> Option<&Container> {
         self.containers.get(&id)
     }
 
     /// The container, to change.
-    pub fn container_mut(&mut self, id: CgroupId) -> Option<&mut Container> {
+    pub(super) fn container_mut(&mut self, id: CgroupId) -> Option<&mut Container> {
         self.containers.get_mut(&id)
     }
 
     /// All containers that are not gone.
-    pub fn containers(&self) -> impl Iterator<Item = &Container> {
+    pub(super) fn containers(&self) -> impl Iterator<Item = &Container> {
         self.containers.values().filter(|container| container.gone.is_none())
     }
 
     /// Processes known.
     #[must_use]
-    pub fn nr_processes(&self) -> usize {
+    pub(super) fn nr_processes(&self) -> usize {
         self.processes.len()
     }
 
     /// Takes note of a cgroup; true if it is a container's that was not known.
-    pub fn saw_cgroup(&mut self, seen: &Cgroup, now: Nanos) -> bool {
+    pub(super) fn saw_cgroup(&mut self, seen: &Cgroup, now: Nanos) -> bool {
         // monitors and what lies below containers are no containers; a pod's own directory can hold processes too
         if !matches!(seen.role, role::POD | role::CONTAINER) {
             return false;
@@ -212,14 +212,14 @@ impl State {
     }
 
     /// Takes note that a cgroup was removed.
-    pub fn removed_cgroup(&mut self, id: CgroupId, now: Nanos) {
+    pub(super) fn removed_cgroup(&mut self, id: CgroupId, now: Nanos) {
         if let Some(container) = self.containers.get_mut(&id) {
             container.gone = Some(now);
         }
     }
 
     /// Takes note that a walk which began at `started` met no others: those not seen since are gone.
-    pub fn walked(&mut self, started: Nanos) {
+    pub(super) fn walked(&mut self, started: Nanos) {
         for container in self.containers.values_mut() {
             if container.seen < started && container.gone.is_none() {
                 container.gone = Some(started);
@@ -228,7 +228,7 @@ impl State {
     }
 
     /// Takes kubelet's record; returns the containers concerned if it says something new.
-    pub fn recorded(&mut self, uid: &PodUid, record: Option<KubeletRecord>, now: Nanos) -> Vec<CgroupId> {
+    pub(super) fn recorded(&mut self, uid: &PodUid, record: Option<KubeletRecord>, now: Nanos) -> Vec<CgroupId> {
         let pod = self.pod_mut(uid);
         let Some(record) = record else {
             pod.gone = Some(now);
@@ -243,7 +243,7 @@ impl State {
     }
 
     /// Takes all Pod objects; returns the containers of pods that say something new.
-    pub fn declared(&mut self, specs: Vec<PodSpec>) -> Vec<CgroupId> {
+    pub(super) fn declared(&mut self, specs: Vec<PodSpec>) -> Vec<CgroupId> {
         let mut concerned = Vec::new();
         let mut listed = BTreeSet::new();
         for spec in specs {
@@ -263,7 +263,7 @@ impl State {
     }
 
     /// Takes note of a process on its way into a container.
-    pub fn entering(&mut self, event: &TaskEvent, time: Nanos) {
+    pub(super) fn entering(&mut self, event: &TaskEvent, time: Nanos) {
         let Some(container) = self.containers.get_mut(&CgroupId(event.task.lineage.container)) else {
             return;
         };
@@ -278,14 +278,14 @@ impl State {
     }
 
     /// Takes note that a process is no longer on its way in.
-    pub fn settled(&mut self, container: CgroupId, process: ProcessId) {
+    pub(super) fn settled(&mut self, container: CgroupId, process: ProcessId) {
         if let Some(container) = self.containers.get_mut(&container) {
             container.entering.remove(&process);
         }
     }
 
     /// Remembers what a process executed.
-    pub fn executed(&mut self, event: &TaskEvent) {
+    pub(super) fn executed(&mut self, event: &TaskEvent) {
         if self.processes.len() >= self.sizes.processes && !self.processes.contains_key(&event.task.process) {
             // pids grow until they wrap: the lowest is the oldest but for that
             self.processes.pop_first();
@@ -296,7 +296,7 @@ impl State {
     }
 
     /// Remembers that a process ended.
-    pub fn exited(&mut self, process: ProcessId, container: CgroupId, now: Nanos) {
+    pub(super) fn exited(&mut self, process: ProcessId, container: CgroupId, now: Nanos) {
         self.settled(container, process);
         if self.processes.contains_key(&process) {
             self.ended.push_back((now, process));
@@ -304,7 +304,7 @@ impl State {
     }
 
     /// Fills in what the record at hand does not say of its process.
-    pub fn complete(&self, event: &mut TaskEvent) {
+    pub(super) fn complete(&self, event: &mut TaskEvent) {
         if !event.args.is_empty() {
             return;
         }
@@ -315,7 +315,7 @@ impl State {
     }
 
     /// Forgets what has been gone for long; returns containers whose kernel rows can go as well.
-    pub fn tick(&mut self, now: Nanos) -> Vec<CgroupId> {
+    pub(super) fn tick(&mut self, now: Nanos) -> Vec<CgroupId> {
         let over = |since: Nanos, keep: u64| now.0.saturating_sub(since.0) > keep;
         while let Some((since, process)) =
             self.ended.front().copied().filter(|(since, _)| over(*since, KEEP_PROCESS_NS))

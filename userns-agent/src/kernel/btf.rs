@@ -268,8 +268,20 @@ impl<'a> Btf<'a> {
             return None;
         }
         // the first parameter is the tracepoint's private data
-        let parameters = (1..proto.len as usize).map(|index| u32_at(self.bytes, proto.data + index * 8 + 4));
+        self.parameters(proto, 1)
+    }
+
+    fn parameters(&self, proto: Type, skip: usize) -> Option<Vec<String>> {
+        let parameters = (skip..proto.len as usize).map(|index| u32_at(self.bytes, proto.data + index * 8 + 4));
         parameters.map(|ty| ty.ok().map(|ty| self.show(ty, 0))).collect()
+    }
+
+    /// Types of a function's arguments; `None` if the kernel has no such function that can be hooked.
+    #[must_use]
+    pub fn function(&self, name: &str) -> Option<Vec<String>> {
+        let function = self.get(*self.names.get(&(KIND_FUNC, name.as_bytes()))?);
+        let proto = self.get(function.size_or_type);
+        if proto.kind == KIND_FUNC_PROTO { self.parameters(proto, 0) } else { None }
     }
 
     /// Whether the kernel has a function of this name in its type information.

@@ -60,6 +60,11 @@ pub fn probe() -> Result<Kernel, FeatureError> {
                     features.typed_tracepoints.insert(candidate.target.to_owned(), arguments);
                 }
             }
+            Mechanism::FExit => {
+                if let Some(arguments) = btf.function(candidate.target) {
+                    features.functions.insert(candidate.target.to_owned(), arguments);
+                }
+            }
             Mechanism::Iterator => {
                 if btf.has_function(&format!("bpf_iter_{}", candidate.target)) {
                     features.iterators.insert(candidate.target.to_owned());

@@ -1,7 +1,7 @@
 //! Loads the object and attaches its programs according to the plan.
 
 use aya::maps::{HashMap, MapData, MapError, PerCpuArray, RingBuf};
-use aya::programs::{BtfTracePoint, Iter, ProgramError, TracePoint};
+use aya::programs::{BtfTracePoint, FExit, Iter, ProgramError, TracePoint};
 use aya::{Btf, Ebpf, EbpfError, EbpfLoader};
 use thiserror::Error;
 use userns_common::kind::Counter;
@@ -143,6 +143,11 @@ fn attach(ebpf: &mut Ebpf, btf: &Btf, candidate: &Candidate) -> Result<(), Progr
             program.load(candidate.target, btf)?;
             program.attach()?;
         }
+        Mechanism::FExit => {
+            let program: &mut FExit = program.try_into()?;
+            program.load(candidate.target, btf)?;
+            program.attach()?;
+        }
         Mechanism::Tracepoint => {
             let program: &mut TracePoint = program.try_into()?;
             program.load()?;
@@ -194,6 +199,12 @@ impl Loaded {
     #[must_use]
     pub fn watched(&self, id: CgroupId) -> Option<WatchedCgroup> {
         self.cgroups.get(&id.0, 0).ok().map(|cgroup| cgroup.0)
+    }
+
+    /// How many cgroups are watched.
+    #[must_use]
+    pub fn nr_watched(&self) -> u64 {
+        self.cgroups.keys().flatten().count() as u64
     }
 
     /// The aggregation table.

@@ -9,6 +9,8 @@ use userns_common::kind::Hook;
 pub enum Mechanism {
     /// A raw tracepoint whose arguments the verifier knows the types of.
     TpBtf,
+    /// The return of a kernel function, whose arguments the verifier knows the types of.
+    FExit,
     /// A tracepoint through perf events.
     Tracepoint,
     /// A task iterator.
@@ -21,6 +23,7 @@ impl Mechanism {
     pub fn name(self) -> &'static str {
         match self {
             Self::TpBtf => "tp_btf",
+            Self::FExit => "fexit",
             Self::Tracepoint => "tracepoint",
             Self::Iterator => "iter",
         }
@@ -32,6 +35,8 @@ impl Mechanism {
 pub struct Features {
     /// Argument types of the tracepoints in type information, by name.
     pub typed_tracepoints: BTreeMap<String, Vec<String>>,
+    /// Argument types of the functions in type information, by name.
+    pub functions: BTreeMap<String, Vec<String>>,
     /// Events of tracefs, as `category/name`; `None` if tracefs cannot be read.
     pub events: Option<BTreeSet<String>>,
     /// Iterators in type information, by target.
@@ -64,6 +69,10 @@ pub struct Wanted {
 
 const fn typed(target: &'static str, prototype: &'static [&'static str]) -> Candidate {
     Candidate { program: target, mechanism: Mechanism::TpBtf, target, prototype }
+}
+
+const fn at_return(program: &'static str, target: &'static str, prototype: &'static [&'static str]) -> Candidate {
+    Candidate { program, mechanism: Mechanism::FExit, target, prototype }
 }
 
 const fn event(program: &'static str, target: &'static str) -> Candidate {
@@ -114,10 +123,17 @@ pub const HOOKS: &[Wanted] = &[
     Wanted {
         hook: Hook::Capable,
         without: "use and denial of capabilities is not seen",
-        candidates: &[typed(
-            "cap_capable",
-            &["struct cred *", "struct user_namespace *", "struct user_namespace *", "int", "int"],
-        )],
+        candidates: &[
+            typed(
+                "cap_capable",
+                &["struct cred *", "struct user_namespace *", "struct user_namespace *", "int", "int"],
+            ),
+            at_return(
+                "cap_capable_return",
+                "cap_capable",
+                &["struct cred *", "struct user_namespace *", "int", "unsigned int"],
+            ),
+        ],
     },
     Wanted {
         hook: Hook::Setns,
@@ -192,6 +208,15 @@ fn usable(candidate: &Candidate, features: &Features) -> Result<(), String> {
             matches_prototype(candidate.prototype, found)
                 .map_err(|problem| format!("tracepoint {target}: {problem}"))
         }
+        Mechanism::FExit => {
+            let found =
+                features.functions.get(target).ok_or_else(|| format!("this kernel has no function {target}"))?;
+            // the return value stands behind the last argument, so their number must be right
+            let exact = found.len() == candidate.prototype.len();
+            let matched = matches_prototype(candidate.prototype, found);
+            let counted = if exact { Ok(()) } else { Err(format!("has {} arguments", found.len())) };
+            matched.and(counted).map_err(|problem| format!("function {target}: {problem}"))
+        }
         Mechanism::Tracepoint => {
             let events =
                 features.events.as_ref().ok_or("tracefs is not readable: mount it at /sys/kernel/tracing")?;
@@ -235,6 +260,9 @@ mod tests {
                         .typed_tracepoints
                         .insert(target, candidate.prototype.iter().map(first).collect());
                 }
+                Mechanism::FExit => {
+                    features.functions.insert(target, candidate.prototype.iter().map(|types| (*types).to_owned()).collect());
+                }
                 Mechanism::Tracepoint => {
                     features.events.as_mut().unwrap().insert(target);
                 }
@@ -263,9 +291,11 @@ mod tests {
         let mut features = full();
         features.typed_tracepoints.remove("cap_capable");
         features.events = None;
+        assert_eq!(choice(&features, Hook::Capable).unwrap().mechanism, Mechanism::FExit);
+        features.functions.clear();
         assert_eq!(
             choice(&features, Hook::Capable).unwrap_err(),
-            "this kernel has no tracepoint cap_capable"
+            "this kernel has no tracepoint cap_capable; this kernel has no function cap_capable"
         );
         assert!(choice(&features, Hook::Setns).unwrap_err().contains("mount it at /sys/kernel/tracing"));
         assert!(choice(&features, Hook::Exec).is_ok());
@@ -279,6 +309,14 @@ mod tests {
         assert!(choice(&features, Hook::Exec).unwrap_err().contains("argument 1 is `struct linux_binprm *`"));
         features.typed_tracepoints.insert("sched_process_exec".to_owned(), Vec::new());
         assert!(choice(&features, Hook::Exec).unwrap_err().contains("has 0 arguments"));
+    }
+
+    #[test]
+    fn a_function_with_one_argument_more_is_refused() {
+        let mut features = full();
+        features.typed_tracepoints.remove("cap_capable");
+        features.functions.get_mut("cap_capable").unwrap().push("int".to_owned());
+        assert!(choice(&features, Hook::Capable).unwrap_err().contains("has 5 arguments"));
     }
 
     #[test]

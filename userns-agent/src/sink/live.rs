@@ -1,7 +1,7 @@
 //! The live view: a finding in a few lines for a person at a terminal.
 //!
-//! Pure formatting. Whatever a workload could have chosen (names, paths, arguments) is escaped, so that it can
-//! neither move the cursor nor colour, hide or reorder what stands around it.
+//! Pure formatting. Whatever a workload could have chosen (names, paths, arguments) is escaped, so that it
+//! can neither move the cursor nor colour, hide or reorder what stands around it.
 
 use std::fmt::Write as _;
 
@@ -21,8 +21,8 @@ pub struct Style {
     pub clock: WallClock,
 }
 
-/// Whether colour is wanted, given whether the output is a terminal and the value of `NO_COLOR`: any but the empty
-/// one speaks against it.
+/// Whether colour is wanted, given whether the output is a terminal and the value of `NO_COLOR`: any but the
+/// empty one speaks against it.
 #[must_use]
 pub fn wants_color(is_terminal: bool, no_color: Option<&std::ffi::OsStr>) -> bool {
     is_terminal && no_color.is_none_or(std::ffi::OsStr::is_empty)
@@ -99,7 +99,8 @@ pub fn format_agent(event: &AgentEvent, style: &Style) -> String {
 #[must_use]
 pub fn format_suppressed(suppressed: &Suppressed, style: &Style) -> String {
     let mut out = Out { text: String::new(), color: style.color };
-    let severity = suppressed.severity.map_or(String::new(), |severity| format!(" of severity {}", severity.name()));
+    let severity =
+        suppressed.severity.map_or(String::new(), |severity| format!(" of severity {}", severity.name()));
     let since = time_of_day(style, suppressed.since);
     out.paint(DIM, &time_of_day(style, suppressed.time));
     out.text.push(' ');
@@ -184,7 +185,11 @@ fn process(event: &TaskEvent) -> String {
 /// An argument, quoted if it would not be read as one.
 fn argument(arg: &str) -> String {
     let arg = escape(arg);
-    if arg.is_empty() || arg.contains([' ', '\'', '"']) { format!("{arg:?}") } else { arg }
+    if arg.is_empty() || arg.contains([' ', '\'', '"']) {
+        format!("'{}'", arg.replace('\'', "'\\''"))
+    } else {
+        arg
+    }
 }
 
 fn shorten(text: &str) -> String {
@@ -198,18 +203,19 @@ fn shorten(text: &str) -> String {
 /// The ids that decide what the process may do, as the host and as the container see them.
 fn ids(task: &Task) -> String {
     let ns = task.pod_userns.as_ref().filter(|ns| ns.inum != 0).unwrap_or(&task.userns);
-    let view = |map, id| to_container(map, id).map_or_else(|| "unmapped".to_owned(), |id| id.to_string());
     let Ids { uid, euid, gid, egid, .. } = task.ids;
-    let mut parts = Vec::new();
-    for (name, map, id) in [("euid", &ns.uid_map, euid), ("egid", &ns.gid_map, egid)] {
-        parts.push(format!("{name} {id} on the host = {} in the container", view(map, id)));
-    }
-    for (name, map, id, effective) in [("uid", &ns.uid_map, uid, euid), ("gid", &ns.gid_map, gid, egid)] {
-        if id != effective {
-            parts.push(format!("{name} {id} = {}", view(map, id)));
-        }
-    }
-    parts.join(", ")
+    let shown = [
+        ("euid", &ns.uid_map, Some(euid)),
+        ("egid", &ns.gid_map, Some(egid)),
+        ("uid", &ns.uid_map, Some(uid).filter(|uid| *uid != euid)),
+        ("gid", &ns.gid_map, Some(gid).filter(|gid| *gid != egid)),
+    ];
+    let shown = shown.iter().filter_map(|(name, map, id)| {
+        let id = (*id)?;
+        let inside = to_container(map, id).map_or_else(|| "unmapped".to_owned(), |id| id.to_string());
+        Some(format!("{name} {id} → {inside}"))
+    });
+    format!("{} (host → container)", shown.collect::<Vec<_>>().join(", "))
 }
 
 fn used(finding: &Finding) -> Option<String> {
@@ -227,4 +233,96 @@ fn used(finding: &Finding) -> Option<String> {
     });
     let used: Vec<String> = capabilities.chain(calls).collect();
     (!used.is_empty()).then(|| used.join(", "))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sink::sample;
+
+    const STYLE: Style = Style { color: false, clock: sample::CLOCK };
+
+    #[test]
+    fn a_finding_is_a_few_short_lines() {
+        let text = format(&sample::finding(), &sample::RULE, &STYLE);
+        let expected = "\
+00:02:03.456 CRITICAL I0 A rule for tests
+  in       pod default/web-0, container 3f2a9c81d04e (containerd)
+  process  sh[4242] /bin/busybox -c 'echo \"a\\tb\"', child of containerd-shim[4200]
+  ids      euid 0 → unmapped, egid 0 → unmapped, uid 1049576 → 1000, gid 1048576 → 0 (host → container)
+  why      `sh` (pid 4242) of the pod works with credentials of the host's user namespace
+  used     CAP_SYS_ADMIN granted 2×, CAP_63 denied 1×, setns EPERM 4×, setns succeeded 1×, setns error -999 1×
+";
+        assert_eq!(text, expected);
+    }
+
+    #[test]
+    fn what_is_unknown_is_said() {
+        let mut finding = sample::bare();
+        finding.status = Status::Updated;
+        let text = format(&finding, &sample::RULE, &STYLE);
+        assert!(text.starts_with("00:02:03.456 CRITICAL I0 A rule for tests (update, 3 in all)\n"), "{text}");
+        assert!(text.contains("  in       unknown pod, unknown container\n"), "{text}");
+        assert_eq!(text.lines().count(), 3);
+    }
+
+    #[test]
+    fn a_workload_cannot_write_on_the_terminal() {
+        let hostile = "\x1b]0;owned\x07\x1b[2J\r\n\u{9b}31m\u{202e}\u{2066}\u{200b}x";
+        let mut finding = sample::finding();
+        let task = finding.task.as_mut().unwrap();
+        task.task.comm = hostile.into();
+        task.path = hostile.into();
+        task.args = vec!["sh".into(), hostile.into()];
+        task.ancestors[0].comm = hostile.into();
+        finding.why = format!("because of {hostile}");
+        finding.container.as_mut().unwrap().id = hostile.to_owned();
+        let pod = finding.pod.as_mut().unwrap();
+        (pod.namespace, pod.name) = (Some(hostile.to_owned()), Some(hostile.to_owned()));
+        let text = format(&finding, &sample::RULE, &STYLE);
+        assert_eq!(text.lines().count(), 6, "{text}");
+        assert!(!text.chars().any(|c| c != '\n' && super::super::text::is_deceptive(c)), "{text:?}");
+        assert!(text.contains("process  \\u{1b}]0;owned\\u{7}\\u{1b}[2J\\r\\n\\u{9b}31m"), "{text}");
+        let painted = format(&finding, &sample::RULE, &Style { color: true, ..STYLE });
+        let without_colour = ["1", "2", "1;37;41", "0"]
+            .iter()
+            .fold(painted, |text, color| text.replace(&format!("\x1b[{color}m"), ""));
+        assert_eq!(without_colour, text);
+    }
+
+    #[test]
+    fn long_commands_are_cut() {
+        let mut finding = sample::finding();
+        finding.task.as_mut().unwrap().args = vec!["sh".into(), "ä".repeat(5000).as_str().into()];
+        let text = format(&finding, &sample::RULE, &STYLE);
+        assert!(text.contains("ä…, child of") && text.chars().count() < 800, "{text}");
+    }
+
+    #[test]
+    fn the_agent_tells_its_state() {
+        let ready = AgentEvent { reason: None, ..sample::agent(AgentState::Ready) };
+        let expected = "\
+00:00:01.000 ready    userns-agent 0.1.0, 1 of 2 probes active, http://127.0.0.1:9477/
+  degraded open_tree_attr: this kernel has no event syscalls/sys_exit_open_tree_attr; without it, nothing on \
+kernels before 6.15, which lack the call
+";
+        assert_eq!(format_agent(&ready, &STYLE), expected);
+        let stopping = AgentEvent {
+            reason: Some("SIGTERM".to_owned()),
+            listen: None,
+            probes: Vec::new(),
+            ..sample::agent(AgentState::Stopping)
+        };
+        assert_eq!(format_agent(&stopping, &STYLE), "00:00:01.000 stopping userns-agent 0.1.0: SIGTERM\n");
+        let suppressed = format_suppressed(&sample::suppressed(), &STYLE);
+        let expected =
+            "00:00:09.000 lost     12 lines of severity low were not shown since 00:00:07.000: queue_full\n";
+        assert_eq!(suppressed, expected);
+    }
+
+    #[test]
+    fn colour_is_for_terminals_that_want_it() {
+        assert!(wants_color(true, None) && wants_color(true, Some("".as_ref())));
+        assert!(!wants_color(false, None) && !wants_color(true, Some("1".as_ref())));
+    }
 }

@@ -1,8 +1,8 @@
 //! Where findings go: standard output, a file, metrics, HTTP.
 //!
-//! [`Sinks`] renders a finding once and hands it to one queue and one writer thread per output, so that a pipe
-//! nobody reads or a full disk delays neither detection nor the other output. A queue is bounded in bytes, with
-//! a budget of its own for what must not be lost; [`queue`] says what happens when it is full.
+//! [`Sinks`] renders a finding once and hands it to one queue and one writer thread per output, so that a
+//! pipe nobody reads or a full disk delays neither detection nor the other output. A queue is bounded in
+//! bytes, with a budget of its own for what must not be lost; [`queue`] says what happens when it is full.
 //!
 //! Only [`json`] knows the wire format. What the application tells about the agent itself is plain data, in
 //! [`report`].
@@ -16,12 +16,16 @@ mod names;
 mod process;
 pub mod queue;
 pub mod report;
+#[cfg(test)]
+mod sample;
 mod sinks;
 mod text;
 mod writer;
 
 pub use metrics::Metrics;
-pub use report::{AgentEvent, AgentState, ProbeReport, Readiness, SourceReport, Status, Suppressed, TableReport};
+pub use report::{
+    AgentEvent, AgentState, ProbeReport, Readiness, SourceReport, Status, Suppressed, TableReport,
+};
 pub use report::{WallClock, boot_now};
 pub use sinks::{Drained, Form, Options, SinkError, Sinks};
 

@@ -19,7 +19,8 @@ pub(super) fn syscall(number: u32) -> Option<&'static str> {
     syscalls::Sysno::new(number as usize).map(|syscall| syscall.name())
 }
 
-/// Name of the error in a return value; `None` for success and for errors that none of the watched calls gives.
+/// Name of the error in a return value; `None` for success and for errors that none of the watched calls
+/// gives.
 pub(super) fn error(ret: i32) -> Option<&'static str> {
     Some(match ret.checked_neg()? {
         1 => "EPERM",
@@ -157,10 +158,7 @@ mod tests {
     #[test]
     fn flags_are_named_as_the_call_means_them() {
         let flags = 0x1000_0000 | 0x2_0000 | 0x1;
-        assert_eq!(
-            operation_flags(kind::Operation::Unshare, flags),
-            ["CLONE_NEWNS", "CLONE_NEWUSER", "0x1"]
-        );
+        assert_eq!(operation_flags(kind::Operation::Unshare, flags), ["CLONE_NEWNS", "CLONE_NEWUSER", "0x1"]);
         assert_eq!(operation_flags(kind::Operation::MountSetattr, 0x10_0000), ["MOUNT_ATTR_IDMAP"]);
     }
 }

@@ -13,7 +13,9 @@ use crate::event::Nanos;
 pub fn boot_now() -> Nanos {
     let now = clock_gettime(ClockId::Boottime);
     let seconds = u64::try_from(now.tv_sec).unwrap_or_default();
-    Nanos(seconds.saturating_mul(1_000_000_000).saturating_add(u64::try_from(now.tv_nsec).unwrap_or_default()))
+    Nanos(
+        seconds.saturating_mul(1_000_000_000).saturating_add(u64::try_from(now.tv_nsec).unwrap_or_default()),
+    )
 }
 
 /// Where the node's boot lies in civil time. A value, so that what is written depends on what is given only.

@@ -12,12 +12,12 @@ use tokio::sync::watch;
 
 use super::SinkKind;
 use super::file::{self, FileError, LogFile};
+use super::json;
 use super::live::{self, Style};
 use super::metrics::Metrics;
 use super::queue::{About, Limits, Line, Pushed, Queue};
 use super::report::{AgentEvent, Suppressed, WallClock, boot_now};
 use super::writer::{Stream, Target, Writer};
-use super::json;
 use crate::core::finding::{Finding, Severity, Status};
 use crate::core::rules;
 
@@ -149,14 +149,11 @@ impl Sinks {
         Ok(sinks)
     }
 
-    /// Tells a finding. Counts it, if it is new.
+    /// Tells a finding.
     pub fn finding(&self, finding: &Finding, clock: WallClock) {
         let rule = rules::rule(finding.rule);
         let about = match finding.status {
-            Status::Opened => {
-                self.metrics.finding(finding.rule, finding.severity);
-                About::Opened(finding.time, finding.severity)
-            }
+            Status::Opened => About::Opened(finding.time, finding.severity),
             Status::Updated => About::Updated(finding.id, finding.severity),
         };
         let json = || self.renderer.finding(finding, rule, clock);
@@ -278,3 +275,6 @@ impl Sinks {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -2,8 +2,8 @@
 
 use std::fmt::Write as _;
 
-/// Whether a character can move, hide or reorder what stands around it: controls, line and paragraph separators,
-/// bidirectional and invisible formatting.
+/// Whether a character can move, hide or reorder what stands around it: controls, line and paragraph
+/// separators, bidirectional and invisible formatting.
 pub(super) fn is_deceptive(c: char) -> bool {
     c.is_control()
         || matches!(c,

@@ -5,11 +5,11 @@ use std::io::{self, ErrorKind, Write as _};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use super::SinkKind;
 use super::file::LogFile;
 use super::metrics::Metrics;
 use super::queue::{About, Line, Next, Queue};
 use super::report::boot_now;
-use super::SinkKind;
 
 /// Pause before a failed write is tried again.
 const RETRY: Duration = Duration::from_secs(1);
@@ -68,6 +68,15 @@ impl Target for LogFile {
     }
 }
 
+/// What became of a line.
+enum Written {
+    Whole,
+    /// Nobody reads the output any more.
+    Never,
+    /// The queue was closed and its time is up.
+    NotInTime,
+}
+
 /// The thread's state.
 pub(super) struct Writer {
     pub(super) kind: SinkKind,
@@ -83,41 +92,44 @@ impl Writer {
     pub(super) fn run(mut self) {
         loop {
             match self.queue.next() {
-                Next::Write(line) => {
-                    let goes_on = self.write(&line);
-                    self.queue.done();
-                    self.metrics.sink_queue_bytes(self.kind, self.queue.bytes());
-                    if !goes_on {
+                Next::Write(line) => match self.write(&line) {
+                    Written::Whole => {
+                        self.queue.done();
+                        self.metrics.sink_queue_bytes(self.kind, self.queue.bytes());
+                    }
+                    Written::Never => {
+                        self.queue.done();
                         return;
                     }
-                }
+                    // who closes the queue counts this line among those that are left
+                    Written::NotInTime => return,
+                },
                 Next::Reopen => self.reopen(),
                 Next::End => return,
             }
         }
     }
 
-    /// Writes a line, trying again as long as that can help; false if nothing more can be written.
-    fn write(&mut self, line: &Line) -> bool {
+    /// Writes a line, trying again as long as that can help.
+    fn write(&mut self, line: &Line) -> Written {
         loop {
             let Err(error) = self.target.write_line(&line.bytes) else {
                 self.wrote(line);
-                return true;
+                return Written::Whole;
             };
-            let pause = match error.kind() {
-                ErrorKind::BrokenPipe if self.kind == SinkKind::Stdout => {
-                    self.gone(line, &error);
-                    return false;
-                }
-                ErrorKind::WouldBlock => FULL,
-                _ => {
-                    self.metrics.sink_error(self.kind);
-                    self.complain("cannot write", &error);
-                    RETRY
-                }
+            if error.kind() == ErrorKind::BrokenPipe && self.kind == SinkKind::Stdout {
+                self.gone(line, &error);
+                return Written::Never;
+            }
+            let pause = if error.kind() == ErrorKind::WouldBlock {
+                FULL
+            } else {
+                self.metrics.sink_error(self.kind);
+                self.complain("cannot write", &error);
+                RETRY
             };
             if !self.queue.wait_to_retry(pause) {
-                return false;
+                return Written::NotInTime;
             }
             if self.queue.take_reopen() {
                 self.reopen();

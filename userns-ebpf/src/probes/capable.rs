@@ -1,15 +1,18 @@
 //! Capability checks: the hottest hook, several thousand a second on a busy node.
 //!
-//! `cap_capable(const struct cred *cred, struct user_namespace *target_ns, struct user_namespace *capable_ns,
-//! int cap, int ret)` (include/trace/events/capability.h, Linux 6.14).
+//! Prototypes, by preference:
+//! - tracepoint `cap_capable(const struct cred *cred, struct user_namespace *target_ns,
+//!   struct user_namespace *capable_ns, int cap, int ret)` (include/trace/events/capability.h, Linux 6.14)
+//! - function `int cap_capable(const struct cred *cred, struct user_namespace *target_ns, int cap,
+//!   unsigned int opts)` (security/commoncap.c, Linux 5.1), at its return
 //!
 //! Order matters. A task in no pod leaves after one lookup of task-local storage. A check with credentials other
 //! than the task's own (overlayfs and others swap in the mounter's) leaves next: it says nothing about the task.
 
 use core::ffi::c_void;
 
-use aya_ebpf::macros::btf_tracepoint;
-use aya_ebpf::programs::BtfTracePointContext;
+use aya_ebpf::macros::{btf_tracepoint, fexit};
+use aya_ebpf::programs::{BtfTracePointContext, FExitContext};
 use userns_common::caps::{SYS_ADMIN, SYS_PTRACE, holds};
 use userns_common::kind::{Counter, EventKind, Hook, Operation, Relation, lineage as flag, reason, state};
 use userns_common::record::{AggregateKey, AggregateValue, Lineage};
@@ -24,14 +27,33 @@ use crate::task::{Task, UserNs};
 fn cap_capable(ctx: BtfTracePointContext) -> i32 {
     let task = Task::current();
     let Some(lineage) = task.lineage() else { return 0 };
-    count(Counter::ChecksSeen);
-    if ctx.arg::<*const c_void>(0) != task.real_cred() {
-        count(Counter::ChecksOverridden);
-        return 0;
-    }
-    let target = UserNs::from_arg(ctx.arg::<*const c_void>(1));
-    check(task, lineage, target, ctx.arg::<u32>(3), ctx.arg::<i32>(4));
+    asked(task, lineage, ctx.arg(0), ctx.arg(1), ctx.arg(3), ctx.arg(4));
     0
+}
+
+#[fexit(function = "cap_capable")]
+fn cap_capable_return(ctx: FExitContext) -> i32 {
+    let task = Task::current();
+    let Some(lineage) = task.lineage() else { return 0 };
+    asked(task, lineage, ctx.arg(0), ctx.arg(1), ctx.arg(2), ctx.arg(4));
+    0
+}
+
+#[inline(always)]
+fn asked(
+    task: Task,
+    lineage: &mut Lineage,
+    cred: *const c_void,
+    target: *const c_void,
+    capability: u32,
+    ret: i32,
+) {
+    count(Counter::ChecksSeen);
+    if cred != task.real_cred() {
+        count(Counter::ChecksOverridden);
+        return;
+    }
+    check(task, lineage, UserNs::from_arg(target), capability, ret);
 }
 
 #[inline(always)]

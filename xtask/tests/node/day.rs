@@ -105,8 +105,8 @@ fn names_and_arguments_of_any_bytes_come_out_as_one_line_of_json() -> Result<()>
     let Some(node) = Node::new("names_and_arguments_of_any_bytes")? else { return Ok(()) };
     let agent = node.agent(&[])?;
     let pod = node.lab.pod(PodSpec { name: "p".into(), record: Some(IdRange::nth(42_000)), ..PodSpec::default() })?;
-    // the shell copies itself to a name with a newline, a quote, an escape and a byte that is no UTF-8
-    let script = "n=$(printf '/tmp/a\\n\"\\033[31m\\377'); cp /bin/busybox \"$n\"; exec \"$n\" sleep 3600";
+    // busybox, which must stay the name's beginning, under one with a newline, a quote, an escape and no UTF-8
+    let script = "n=$(printf '/tmp/busybox\\n\"\\033[31m\\377'); cp /bin/busybox \"$n\"; exec \"$n\" sleep 3600";
     let spec = ContainerSpec { args: ["sh", "-c", script].map(str::to_owned).to_vec(), ..ContainerSpec::default() };
     let container = pod.run(spec)?;
     let mut shell = ProcessSpec::new(&["sh", "-c", "true 'a\nb' \"c\\\"d\" '\u{1b}[2J\u{202e}'; nsenter -t 1 -u true"]);

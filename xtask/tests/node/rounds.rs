@@ -2,12 +2,25 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, ensure};
-use xtask::lab::{ContainerSpec, IdRange, PodSpec, RuntimeName};
+use anyhow::{Context as _, Result, ensure};
+use xtask::lab::{Container, ContainerSpec, IdRange, PodSpec, RuntimeName};
 
 use crate::{Node, losses, metric};
 
 const ROUNDS: u32 = 500;
+
+/// crun's start returns before the container's program has been executed, and until then its exec is refused.
+fn exec(container: &Container) -> Result<()> {
+    let started = Instant::now();
+    loop {
+        let output = container.exec(&["true"])?;
+        if output.status.success() {
+            return Ok(());
+        }
+        let errors = String::from_utf8_lossy(&output.stderr);
+        ensure!(started.elapsed() < Duration::from_secs(1), "exec failed: {errors}");
+    }
+}
 
 fn rounds(runtime: RuntimeName, test: &str) -> Result<()> {
     let Some(node) = Node::new(test)? else { return Ok(()) };
@@ -17,10 +30,10 @@ fn rounds(runtime: RuntimeName, test: &str) -> Result<()> {
     let spec = ContainerSpec { runtime, mapping: Some(range.mapping()), ..ContainerSpec::default() };
     let container = pod.container(spec)?;
     let started = Instant::now();
-    for _ in 0..ROUNDS {
+    for round in 0..ROUNDS {
         container.create()?;
         container.start()?;
-        ensure!(container.exec(&["true"])?.status.success(), "exec failed");
+        exec(&container).with_context(|| format!("round {round}"))?;
         container.kill()?;
         container.delete()?;
     }

@@ -67,15 +67,15 @@ pub const ATTACK_VERSION: &str = "19.1";
 
 /// A record, as a rule sees it.
 #[derive(Clone, Copy, Debug)]
-pub struct Observed<'a> {
+pub(super) struct Observed<'a> {
     /// The task and what it did.
-    pub event: &'a TaskEvent,
+    pub(super) event: &'a TaskEvent,
     /// When.
-    pub time: Nanos,
+    pub(super) time: Nanos,
     /// Name of the hook.
-    pub hook: &'static str,
+    pub(super) hook: &'static str,
     /// Bits of [`crate::event::reason`].
-    pub reasons: u32,
+    pub(super) reasons: u32,
 }
 
 /// What is said of a rule.
@@ -94,7 +94,7 @@ pub fn rule(id: RuleId) -> &'static Rule {
 
 /// Asks a rule about a record.
 #[must_use]
-pub fn on_task(id: RuleId, observed: &Observed<'_>, context: &Context<'_>) -> Vec<Detection> {
+pub(super) fn on_task(id: RuleId, observed: &Observed<'_>, context: &Context<'_>) -> Vec<Detection> {
     match id {
         RuleId::I1 => i1_cred_escape::on_task(observed),
         RuleId::I4 => i4_ids::on_task(observed, context),
@@ -105,7 +105,7 @@ pub fn on_task(id: RuleId, observed: &Observed<'_>, context: &Context<'_>) -> Ve
 
 /// Asks a rule about a container, after something about it or its pod has changed.
 #[must_use]
-pub fn on_container(id: RuleId, context: &Context<'_>) -> Vec<Detection> {
+pub(super) fn on_container(id: RuleId, context: &Context<'_>) -> Vec<Detection> {
     let Some(container) = context.container else { return Vec::new() };
     match id {
         RuleId::I2 => i2_host_root::on_container(container, context),
@@ -118,7 +118,7 @@ pub fn on_container(id: RuleId, context: &Context<'_>) -> Vec<Detection> {
 
 /// Asks a rule about a row of the aggregation table.
 #[must_use]
-pub fn on_aggregate(
+pub(super) fn on_aggregate(
     id: RuleId,
     key: &AggregateKey,
     value: &AggregateValue,

@@ -3,13 +3,13 @@
 #[cfg(test)]
 mod tests;
 
-use std::ffi::{CString, OsStr};
+use std::ffi::{CStr, CString, OsStr};
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{CWD, Dir, FileType, Mode, OFlags, fstat, openat, statfs};
+use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags, fstat, openat, statat, statfs};
 use rustix::io::Errno;
 
 use super::cgroup::role_of;
@@ -23,6 +23,9 @@ const PLACES: [&str; 2] = ["/sys/fs/cgroup", "/sys/fs/cgroup/unified"];
 /// cgroups must not be able to keep the agent walking. Pods and containers are visited in any case.
 pub const MAX_DIRECTORIES: u64 = 65_536;
 
+const OPEN: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
+/// Links of a directory without directories in it: its name and its `.` (kernfs_refresh_inode, fs/kernfs/inode.c).
+const LINKS_OF_A_LEAF: u64 = 2;
 /// Directories looked at for the processes of one cgroup.
 const MAX_DIRECTORIES_BELOW: usize = 1024;
 
@@ -55,8 +58,10 @@ pub enum CgroupFsError {
 /// What a walk did.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct WalkStats {
-    /// Directories opened.
+    /// Directories met.
     pub directories: u64,
+    /// Directories listed: the root and those with directories in them.
+    pub listed: u64,
     /// Directories visited: pods, containers, what is below them, monitors.
     pub visited: u64,
     /// Directories that were removed meanwhile.
@@ -111,7 +116,7 @@ impl CgroupFs {
         self.root.ends_with("unified")
     }
 
-    /// Walks the hierarchy depth first and calls `visit` for the directories of pods, of containers, of what is
+    /// Walks the hierarchy from the top and calls `visit` for the directories of pods, of containers, of what is
     /// below containers, and of monitors.
     ///
     /// A directory is visited *before* its children are listed: if `visit` makes the kernel watch the directory,
@@ -121,14 +126,17 @@ impl CgroupFs {
     ///
     /// [`CgroupFsError::Read`] if the root cannot be read. Errors below it are counted.
     pub fn walk(&self, visit: impl FnMut(Cgroup)) -> Result<WalkStats, CgroupFsError> {
-        let mut walk =
-            Walk { root: &self.root, visit, stats: WalkStats::default(), pending: Vec::new(), device: None };
-        let root = Pending { path: Vec::new(), parent: role::NONE };
-        walk.directory(&root)
-            .map_err(|errno| CgroupFsError::Read { path: self.root.clone(), source: errno.into() })?;
+        let failed = |errno: Errno| CgroupFsError::Read { path: self.root.clone(), source: errno.into() };
+        // the root may be a symbolic link, or anything else that the configuration names
+        let root = openat(CWD, &self.root, OPEN, Mode::empty()).map_err(failed)?;
+        let device = fstat(&root).map_err(failed)?.st_dev;
+        let mut walk = Walk { visit, device, stats: WalkStats::default(), pending: Vec::new() };
+        walk.list(root, &Pending::default()).map_err(failed)?;
         while let Some(next) = walk.pending.pop() {
-            if let Err(errno) = walk.directory(&next) {
-                walk.stats.count(next.below(&self.root), errno);
+            let path = next.below(&self.root);
+            let listed = openat(CWD, &path, OPEN | OFlags::NOFOLLOW, Mode::empty());
+            if let Err(errno) = listed.and_then(|directory| walk.list(directory, &next)) {
+                walk.stats.count(path, errno);
             }
         }
         Ok(walk.stats)
@@ -188,70 +196,71 @@ fn children(path: &Path) -> io::Result<Vec<PathBuf>> {
     Ok(children)
 }
 
-/// A directory still to be walked.
+/// A directory that has been visited and is still to be listed.
+#[derive(Clone, Default)]
 struct Pending {
     /// Path from the root, each component after a slash.
     path: Vec<u8>,
-    /// Role of the directory it lies in.
-    parent: u32,
+    role: u32,
 }
 
 impl Pending {
-    fn name(&self) -> &[u8] {
-        self.path.rsplit(|byte| *byte == b'/').next().unwrap_or_default()
-    }
-
     fn below(&self, root: &Path) -> PathBuf {
         root.join(OsStr::from_bytes(self.path.strip_prefix(b"/").unwrap_or(&self.path)))
     }
 }
 
-struct Walk<'a, V> {
-    root: &'a Path,
+struct Walk<V> {
     visit: V,
+    device: u64,
     stats: WalkStats,
     pending: Vec<Pending>,
-    device: Option<u64>,
 }
 
-impl<V: FnMut(Cgroup)> Walk<'_, V> {
-    fn directory(&mut self, this: &Pending) -> Result<(), Errno> {
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-        // the root may be a symbolic link, or anything else that the configuration names
-        let flags = if this.path.is_empty() { flags - OFlags::NOFOLLOW } else { flags };
-        let directory = openat(CWD, this.below(self.root), flags, Mode::empty())?;
-        let stat = fstat(&directory)?;
-        if *self.device.get_or_insert(stat.st_dev) != stat.st_dev {
-            return Ok(());
-        }
-        self.stats.directories += 1;
-        let role = if this.path.is_empty() { role::NONE } else { role_of(this.parent, this.name()) };
-        if role != role::NONE {
-            self.stats.visited += 1;
-            (self.visit)(Cgroup { id: CgroupId(stat.st_ino), role, path: Text::from_bytes(&this.path) });
-        }
-        if role == role::NESTED && self.stats.directories > MAX_DIRECTORIES {
-            self.stats.skipped += 1;
-            return Ok(());
-        }
-        self.list(directory, this, role)
-    }
-
-    fn list(&mut self, directory: OwnedFd, this: &Pending, role: u32) -> Result<(), Errno> {
+impl<V: FnMut(Cgroup)> Walk<V> {
+    /// Visits the directories in `directory`.
+    fn list(&mut self, directory: OwnedFd, this: &Pending) -> Result<(), Errno> {
+        self.stats.listed += 1;
         let mut names: Vec<CString> = Vec::new();
-        for entry in Dir::new(directory)? {
+        for entry in Dir::read_from(&directory)? {
             let entry = entry?;
             let name = entry.file_name();
             if entry.file_type() == FileType::Directory && name != c"." && name != c".." {
                 names.push(name.to_owned());
             }
         }
-        // the last one is taken first
-        names.sort_by(|a, b| b.cmp(a));
-        self.pending.extend(names.iter().map(|name| Pending {
-            path: [&this.path, b"/".as_slice(), name.to_bytes()].concat(),
-            parent: role,
-        }));
+        names.sort();
+        for name in names {
+            let path = [&this.path, b"/".as_slice(), name.to_bytes()].concat();
+            let child = Pending { path, role: role_of(this.role, name.to_bytes()) };
+            if let Err(errno) = self.directory(&directory, &name, &child) {
+                self.stats.count(PathBuf::from(OsStr::from_bytes(&child.path)), errno);
+            }
+        }
+        Ok(())
+    }
+
+    fn directory(&mut self, parent: &OwnedFd, name: &CStr, this: &Pending) -> Result<(), Errno> {
+        let look = || statat(parent, name, AtFlags::SYMLINK_NOFOLLOW);
+        let stat = look()?;
+        if stat.st_dev != self.device || FileType::from_raw_mode(stat.st_mode) != FileType::Directory {
+            return Ok(());
+        }
+        self.stats.directories += 1;
+        if this.role != role::NONE {
+            self.stats.visited += 1;
+            let path = Text::from_bytes(&this.path);
+            (self.visit)(Cgroup { id: CgroupId(stat.st_ino), role: this.role, path });
+        }
+        // asked again, as `visit` has been called since; listing every container's files would take most of the time
+        if look()?.st_nlink == LINKS_OF_A_LEAF {
+            return Ok(());
+        }
+        if this.role == role::NESTED && self.stats.directories > MAX_DIRECTORIES {
+            self.stats.skipped += 1;
+        } else {
+            self.pending.push(this.clone());
+        }
         Ok(())
     }
 }

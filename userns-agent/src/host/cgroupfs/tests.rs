@@ -52,7 +52,7 @@ fn pods_and_all_below_are_visited_from_the_top() {
         let parent = path.rsplit_once('/').unwrap().0;
         assert!(!seen[index..].iter().any(|(later, _)| later == parent), "{path} came before its parent");
     }
-    assert_eq!((stats.visited, stats.directories, stats.errors), (9, 16, 0));
+    assert_eq!((stats.visited, stats.directories, stats.errors), (9, 15, 0));
 }
 
 #[test]
@@ -114,7 +114,7 @@ fn other_errors_are_counted_and_named() {
 fn symbolic_links_are_not_followed() {
     let (dir, cgroups) = tree(&["/kubepods"]);
     std::os::unix::fs::symlink("/", dir.path().join("kubepods/pod51bd78aa51bd78aa51bd78aa51bd78aa")).unwrap();
-    assert_eq!(walk(&cgroups).1.directories, 2);
+    assert_eq!(walk(&cgroups).1.directories, 1);
 }
 
 #[test]

@@ -1,9 +1,9 @@
 //! An append-only file of lines, rotated by size.
 //!
-//! The file is created with mode 0600 and opened without following a symbolic link in its last component. A line
-//! is in one file as a whole: it is never split over two, and what a failed write left of it is cut off again.
-//! Rotation renames `name` to `name.1`, `name.1` to `name.2` and so on. When a step of it fails, lines go on to
-//! the file that is open.
+//! The file is created with mode 0600 and opened without following a symbolic link in its last component. A
+//! line is in one file as a whole: it is never split over two, and what a failed write left of it is cut off
+//! again. Rotation renames `name` to `name.1`, `name.1` to `name.2` and so on. When a step of it fails, lines
+//! go on to the file that is open.
 
 #[cfg(test)]
 mod tests;
@@ -33,7 +33,7 @@ pub struct Options {
 #[derive(Debug, Error)]
 pub enum FileError {
     /// It is a symbolic link.
-    #[error("output file {} is a symbolic link, which is not followed: name its target instead", path.display())]
+    #[error("output file {} is a symbolic link: name its target instead", path.display())]
     Symlink {
         /// The path.
         path: PathBuf,
@@ -84,7 +84,8 @@ impl LogFile {
     ///
     /// # Errors
     ///
-    /// When the line could not be written. Nothing of it is in the file then, and the same line can be tried again.
+    /// When the line could not be written. Nothing of it is in the file then, and the same line can be tried
+    /// again.
     pub fn write_line(&mut self, line: &[u8]) -> io::Result<()> {
         if self.renamed {
             self.begin_anew();
@@ -155,7 +156,8 @@ impl LogFile {
             Err(error) => {
                 // not to be tried again with every line
                 self.rotate_at = len.saturating_add(self.options.max_bytes / 8);
-                tracing::warn!(path = %self.options.path.display(), %error, "cannot rotate, the file goes on growing");
+                let path = self.options.path.display();
+                tracing::warn!(%path, %error, "cannot rotate, the file goes on growing");
             }
         }
     }

@@ -146,7 +146,7 @@ fn a_full_disk_leaves_no_piece_of_a_line() {
     let mut file = LogFile::open(options.clone()).unwrap();
     let old = getrlimit(Resource::Fsize);
     file.write_line(b"first\n").unwrap();
-    setrlimit(Resource::Fsize, Rlimit { current: Some(10), ..old.clone() }).unwrap();
+    setrlimit(Resource::Fsize, Rlimit { current: Some(10), ..old }).unwrap();
     for _ in 0..2 {
         file.write_line(b"second\n").unwrap_err();
         assert_eq!(text(&options.path), "first\n");

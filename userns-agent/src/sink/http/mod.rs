@@ -8,9 +8,9 @@
 //! | `/readyz` | 200 once everything that ran before the agent is known, else 503 with the reason |
 //! | `/status` | version, kernel, hooks, sources, losses and tables as JSON |
 //!
-//! Every connection is one request. A client may take its time or send anything at all: heads are limited in size,
-//! exchanges in time, and when there are too many connections the oldest one is ended, so that a client that holds
-//! many of them cannot keep a liveness probe out.
+//! Every connection is one request. A client may take its time or send anything at all: heads are limited in
+//! size, exchanges in time, and when there are too many connections the oldest one is ended, so that a client
+//! that holds many of them cannot keep a liveness probe out.
 
 mod routes;
 mod source;
@@ -19,6 +19,7 @@ mod tests;
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
+use std::future::ready;
 use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
@@ -36,6 +37,7 @@ use tokio::net::TcpStream;
 use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::{sleep, timeout};
 
+pub use routes::paths;
 pub use source::StatusSource;
 
 /// Largest request head.
@@ -59,19 +61,24 @@ pub struct BindError {
     pub source: io::Error,
 }
 
+const ADVICE: [(io::ErrorKind, &str); 3] = [
+    (
+        io::ErrorKind::AddrInUse,
+        "stop the program that has it, perhaps another agent, or set another address with --listen",
+    ),
+    (
+        io::ErrorKind::PermissionDenied,
+        "ports below 1024 need CAP_NET_BIND_SERVICE: set another port with --listen",
+    ),
+    (
+        io::ErrorKind::AddrNotAvailable,
+        "set an address of this node with --listen, or 0.0.0.0 or [::] for all of them",
+    ),
+];
+
 fn advice(error: &io::Error) -> &'static str {
-    match error.kind() {
-        io::ErrorKind::AddrInUse => {
-            "stop the program that has it, perhaps another agent, or set another address with --listen"
-        }
-        io::ErrorKind::PermissionDenied => {
-            "ports below 1024 need CAP_NET_BIND_SERVICE: set another port with --listen"
-        }
-        io::ErrorKind::AddrNotAvailable => {
-            "set an address of this node with --listen, or 0.0.0.0 or [::] for all of them"
-        }
-        _ => "set another address with --listen",
-    }
+    let known = ADVICE.iter().find(|(kind, _)| *kind == error.kind());
+    known.map_or("set another address with --listen", |(_, advice)| advice)
 }
 
 /// An open endpoint that does not answer yet.
@@ -147,7 +154,7 @@ impl Connections {
 
 /// One request and its answer.
 async fn exchange(stream: TcpStream, source: Arc<StatusSource>) {
-    let service = service_fn(|request| answer(request, &source));
+    let service = service_fn(|request| ready(Ok::<_, Infallible>(answer(&request, &source))));
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEAD_TIMEOUT)
@@ -167,9 +174,6 @@ async fn exchange(stream: TcpStream, source: Arc<StatusSource>) {
     }
 }
 
-async fn answer(
-    request: Request<Incoming>,
-    source: &StatusSource,
-) -> Result<Response<Full<Bytes>>, Infallible> {
-    Ok(routes::answer(request.method(), request.uri().path(), source))
+fn answer(request: &Request<Incoming>, source: &StatusSource) -> Response<Full<Bytes>> {
+    routes::answer(request.method(), request.uri().path(), source)
 }

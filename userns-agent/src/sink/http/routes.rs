@@ -23,10 +23,27 @@ struct Route {
 const ROUTES: &[Route] = &[
     Route { path: "/", about: "this list", answer: |_| index() },
     Route { path: "/metrics", about: "metrics in Prometheus' text format", answer: metrics },
-    Route { path: "/healthz", about: "whether the event loop is alive", answer: healthz },
-    Route { path: "/readyz", about: "whether everything that ran before the agent is known", answer: readyz },
-    Route { path: "/status", about: "hooks, sources, losses and tables as JSON", answer: status },
+    Route {
+        path: "/healthz",
+        about: "200 while the event loop is alive, else 503; for liveness probes",
+        answer: healthz,
+    },
+    Route {
+        path: "/readyz",
+        about: "200 once what ran before the agent is known, else 503 and why",
+        answer: readyz,
+    },
+    Route {
+        path: "/status",
+        about: "version, kernel, hooks, sources, losses and tables as JSON",
+        answer: status,
+    },
 ];
+
+/// Every path with what it answers, for the documentation.
+pub fn paths() -> impl Iterator<Item = (&'static str, &'static str)> {
+    ROUTES.iter().map(|route| (route.path, route.about))
+}
 
 struct Answer {
     code: StatusCode,

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 
-use super::process::{Extents, Process, SystemCall, recorded};
 use super::Envelope;
+use super::process::{Extents, Process, SystemCall, recorded};
 use crate::core::finding::{CallUse, CapabilityUse, ContainerRef, Finding, PodRef};
 use crate::core::rules::{ATTACK_VERSION, Rule};
 use crate::event::Call;
@@ -184,12 +184,7 @@ impl UsedCall {
 }
 
 impl<'a> FindingLine<'a> {
-    pub(super) fn new(
-        envelope: Envelope<'a>,
-        finding: &'a Finding,
-        rule: &Rule,
-        clock: WallClock,
-    ) -> Self {
+    pub(super) fn new(envelope: Envelope<'a>, finding: &'a Finding, rule: &Rule, clock: WallClock) -> Self {
         let task = finding.task.as_deref();
         Self {
             envelope,

@@ -1,15 +1,15 @@
 //! The wire format: schema `userns-agent/v1`, one JSON object a line.
 //!
-//! The only module that derives `Serialize`: a serialisable type is a promise to consumers, so the core's types
-//! stay free to change. docs/schema/v1.json is the schema; every field it lists is always there, `null` where
-//! nothing is known.
+//! The only module that derives `Serialize`: a serialisable type is a promise to consumers, so the core's
+//! types stay free to change. docs/schema/v1.json is the schema; every field it lists is always there, `null`
+//! where nothing is known.
 
 mod finding;
 mod format;
 mod process;
 mod status;
 #[cfg(test)]
-pub(crate) mod tests;
+mod tests;
 
 use serde::Serialize;
 

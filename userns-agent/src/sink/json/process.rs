@@ -3,12 +3,12 @@
 use serde::Serialize;
 use userns_common::limits::MAX_EXTENTS;
 
-use crate::sink::names;
 use crate::core::finding::{extents, to_container};
 use crate::event::{
     Ancestor, CapSets, Extent, IdMap, Ids, Image, Lineage, Namespaces, Nanos, ProcessId, Task, TaskEvent,
     UserNs,
 };
+use crate::sink::names;
 use crate::sink::report::WallClock;
 
 #[derive(Serialize)]
@@ -43,7 +43,8 @@ impl<'a> Process<'a> {
     pub(super) fn new(event: &'a TaskEvent, clock: WallClock) -> Self {
         let task = &event.task;
         let pod = task.pod_userns.as_ref().filter(|ns| ns.inum != 0);
-        let view = View { uid: &pod.unwrap_or(&task.userns).uid_map, gid: &pod.unwrap_or(&task.userns).gid_map };
+        let view =
+            View { uid: &pod.unwrap_or(&task.userns).uid_map, gid: &pod.unwrap_or(&task.userns).gid_map };
         let path = event.path.as_str();
         Self {
             id: process_id(task.process),

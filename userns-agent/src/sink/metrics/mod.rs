@@ -1,8 +1,8 @@
 //! Metrics: [`TABLE`] declares them, [`Metrics`] has a typed method for each use.
 //!
-//! Labels take few values: no pod, no container, nothing that a workload can choose. Series whose labels are known
-//! beforehand exist from the start with the value zero, as the first increase of a series that appears with the
-//! value one is invisible to `rate` and `increase`.
+//! Labels take few values: no pod, no container, nothing that a workload can choose. Series whose labels are
+//! known beforehand exist from the start with the value zero, as the first increase of a series that appears
+//! with the value one is invisible to `rate` and `increase`.
 
 mod table;
 #[cfg(test)]
@@ -93,11 +93,9 @@ impl Metrics {
             }
         }
         for sink in SinkKind::ALL.iter().map(|sink| sink.name()) {
-            for family in [
-                &self.families.sink_written,
-                &self.families.sink_superseded,
-                &self.families.sink_errors,
-            ] {
+            for family in
+                [&self.families.sink_written, &self.families.sink_superseded, &self.families.sink_errors]
+            {
                 family.with_label_values(&[sink]);
             }
         }
@@ -164,8 +162,7 @@ impl Metrics {
 
     /// A counter of the kernel, as read.
     pub fn kernel_counter(&self, counter: Counter, total: u64) {
-        let family =
-            if counter.is_loss() { &self.families.kernel_loss } else { &self.families.kernel_work };
+        let family = if counter.is_loss() { &self.families.kernel_loss } else { &self.families.kernel_work };
         raise(family, &[counter.name()], total);
     }
 
@@ -257,9 +254,10 @@ impl Metrics {
         let is_loss = |name: &str| TABLE.iter().any(|declared| declared.is_loss && declared.name == name);
         for family in self.registry.gather().iter().filter(|family| is_loss(family.name())) {
             for metric in family.get_metric() {
-                let count = metric.get_counter().value() as u64;
+                let count = metric.get_counter().get_value() as u64;
                 let labels = metric.get_label().iter();
-                let labels = labels.map(|label| (label.name().to_owned(), label.value().to_owned())).collect();
+                let labels =
+                    labels.map(|label| (label.name().to_owned(), label.value().to_owned())).collect();
                 if count > 0 {
                     losses.push(Loss { metric: family.name().to_owned(), labels, count });
                 }
@@ -269,7 +267,8 @@ impl Metrics {
     }
 }
 
-/// Raises a counter to a total kept elsewhere. A smaller total than before changes nothing: counters only grow.
+/// Raises a counter to a total kept elsewhere. A smaller total than before changes nothing: counters only
+/// grow.
 fn raise_to(counter: &IntCounter, total: u64) {
     counter.inc_by(total.saturating_sub(counter.get()));
 }

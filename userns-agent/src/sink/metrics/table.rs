@@ -148,71 +148,98 @@ macro_rules! table {
     };
 }
 
-const RULE: Label = Label { name: "rule", values: "id of a rule, see rules.md" };
-const SEVERITY: Label = Label { name: "severity", values: "`info`, `low`, `medium`, `high`, `critical`" };
-const SINK: Label = Label { name: "sink", values: "`stdout`, `file`" };
-const SOURCE: Label = Label { name: "source", values: "name of a source, as in `/status`" };
-const TABLE_NAME: Label = Label { name: "table", values: "name of a table" };
-
 const fn label(name: &'static str, values: &'static str) -> Label {
     Label { name, values }
 }
 
-/// Seconds, from the time a sweep over a small node takes upwards.
+const RULE: Label = label("rule", "id of a rule, see rules.md");
+const SEVERITY: Label = label("severity", "`info`, `low`, `medium`, `high`, `critical`");
+const SUPPRESSED: Label = label("reason", "`repeated`: folded into an open finding");
+const PROMISE: Label = label("promise", "`user_namespace`, `host_users`, `unknown`");
+const RELATION: Label = label(
+    "relation",
+    "user namespace asked over: `host`, `pod`, `nested`, `other`; `call`: no check but a namespace call",
+);
+const VERDICT: Label = label("verdict", "`granted`, `denied`");
+const EVENT: Label = label("kind", "kind of record, as `exec` or `suspect`");
+const DECODE: Label = label("reason", "what is wrong, as `truncated` or `unknown_kind`");
+const LOSS: Label = label("counter", "name of a counter, as `evidence_ring_full`");
+const WORK: Label = label("counter", "name of a counter, as `evidence_sent`");
+const TABLE_NAME: Label = label("table", "name of a table");
+const HOOK: Label = label("hook", "name of a hook");
+const MECHANISM: Label = label("mechanism", "`tp_btf`, `tracepoint`, `iter`, `none`");
+const STATE: Label = label("state", "`active`, `degraded`, `failed`");
+const SOURCE: Label = label("source", "name of a source, as in `/status`");
+const SINK: Label = label("sink", "`stdout`, `file`");
+const PATH: Label = label("path", "a path of the index, or `other`");
+const CODE: Label = label("code", "status code");
+const REJECTED: Label =
+    label("reason", "`limit`: the oldest of too many; `timeout`; `malformed`: no HTTP/1 request");
+const VERSION: Label = label("version", "version of the agent");
+
+/// Seconds, from the time that a sweep over a small node takes upwards.
 const SWEEP: &[f64] = &[0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5];
 /// Seconds, up to the delay of an output that is stuck.
 const DELAY: &[f64] = &[0.0001, 0.0005, 0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 30.0, 300.0];
 
 table! {
-    findings: IntCounterVec = counter("userns_findings_total", "Findings opened; updates of an open one are not counted")
-        .by(&[RULE, SEVERITY]);
+    findings: IntCounterVec =
+        counter("userns_findings_total", "Findings opened; updates of an open one are not counted")
+            .by(&[RULE, SEVERITY]);
     findings_open: IntGauge = gauge("userns_findings_open", "Findings open now");
-    findings_suppressed: IntCounterVec = counter("userns_findings_suppressed_total", "Detections that were not told as findings of their own")
-        .by(&[label("reason", "`repeated`: folded into an open finding")]);
-    pods: IntGaugeVec = gauge("userns_pods", "Pods known, by what they were promised")
-        .by(&[label("promise", "`user_namespace`, `host_users`, `unknown`")]);
+    findings_suppressed: IntCounterVec =
+        counter("userns_findings_suppressed_total", "Detections not told as findings of their own")
+            .by(&[SUPPRESSED]);
+    pods: IntGaugeVec = gauge("userns_pods", "Pods known, by what they were promised").by(&[PROMISE]);
     containers: IntGauge = gauge("userns_containers", "Live containers known");
     processes: IntGauge = gauge("userns_processes_tracked", "Processes known");
-    checks: IntCounterVec = counter("userns_capability_checks_total", "Checks and calls of pods' processes that the kernel's aggregation table counted")
-        .by(&[
-            label("relation", "user namespace asked over: `host`, `pod`, `nested`, `other`; `call`: a namespace or mount call; `unknown`"),
-            label("verdict", "`granted`, `denied`"),
-        ]);
-    events: IntCounterVec = counter("userns_events_total", "Records received from the kernel")
-        .by(&[label("kind", "kind of record, as `exec` or `suspect`")]);
-    decode_errors: IntCounterVec = loss("userns_decode_errors_total", "Records refused because they are not of this version, or broken")
-        .by(&[label("reason", "`truncated`, `length`, `unknown_kind`, `unknown_hook`, `unknown_operation`, `unknown_relation`")]);
-    kernel_loss: IntCounterVec = loss("userns_kernel_loss_total", "What the programs in the kernel lost or could not do")
-        .by(&[label("counter", "name of a counter, as `evidence_ring_full`")]);
-    kernel_work: IntCounterVec = counter("userns_kernel_counter_total", "What the programs in the kernel did")
-        .by(&[label("counter", "name of a counter, as `evidence_sent`")]);
-    unattributed: IntCounter = loss("userns_records_unattributed_total", "Records judged without their container, as it did not become known in time");
-    evictions: IntCounterVec = loss("userns_core_evictions_total", "Rows that fell out of full tables").by(&[TABLE_NAME]);
-    probe_state: IntGaugeVec = gauge("userns_probe_state", "1 for the state that a hook is in, 0 for the others")
-        .by(&[
-            label("hook", "name of a hook"),
-            label("mechanism", "`tp_btf`, `tracepoint`, `iter`, `none`"),
-            label("state", "`active`, `degraded`, `failed`"),
-        ]);
-    source_up: IntGaugeVec = gauge("userns_source_up", "Whether the last reading of a source went well").by(&[SOURCE]);
-    source_errors: IntCounterVec = counter("userns_source_errors_total", "Readings of a source that failed").by(&[SOURCE]);
-    sweeps: IntCounter = counter("userns_sweeps_total", "Sweeps over all processes, cgroups and sources");
+    checks: IntCounterVec =
+        counter("userns_capability_checks_total", "Checks and calls in the kernel's aggregation table")
+            .by(&[RELATION, VERDICT]);
+    events: IntCounterVec = counter("userns_events_total", "Records received from the kernel").by(&[EVENT]);
+    decode_errors: IntCounterVec =
+        loss("userns_decode_errors_total", "Records refused: broken, or of another version").by(&[DECODE]);
+    kernel_loss: IntCounterVec =
+        loss("userns_kernel_loss_total", "What the programs in the kernel lost or could not do").by(&[LOSS]);
+    kernel_work: IntCounterVec =
+        counter("userns_kernel_counter_total", "What the programs in the kernel did").by(&[WORK]);
+    unattributed: IntCounter =
+        loss("userns_records_unattributed_total", "Records judged without knowing their container");
+    evictions: IntCounterVec =
+        loss("userns_core_evictions_total", "Rows that fell out of full tables").by(&[TABLE_NAME]);
+    probe_state: IntGaugeVec =
+        gauge("userns_probe_state", "1 for the state that a hook is in, 0 for the others")
+            .by(&[HOOK, MECHANISM, STATE]);
+    source_up: IntGaugeVec =
+        gauge("userns_source_up", "1 if the last reading of a source went well, else 0").by(&[SOURCE]);
+    source_errors: IntCounterVec =
+        counter("userns_source_errors_total", "Readings of a source that failed").by(&[SOURCE]);
+    sweeps: IntCounter = counter("userns_sweeps_total", "Sweeps over all processes");
     sweep_seconds: Histogram = histogram("userns_sweep_seconds", SWEEP, "Duration of a sweep");
-    delay: HistogramVec = histogram("userns_event_delay_seconds", DELAY, "Time from the moment in the kernel that opened a finding until its line was written")
-        .by(&[SINK]);
+    delay: HistogramVec = histogram(
+        "userns_event_delay_seconds",
+        DELAY,
+        "Time from the moment in the kernel that opened a finding until its line was written",
+    )
+    .by(&[SINK]);
     sink_written: IntCounterVec = counter("userns_sink_written_total", "Lines written").by(&[SINK]);
-    sink_dropped: IntCounterVec = loss("userns_sink_dropped_total", "Lines dropped because an output was stuck or gone")
-        .by(&[SINK, SEVERITY]);
-    sink_superseded: IntCounterVec = counter("userns_sink_superseded_total", "Updates of a finding that a later update replaced before they were written")
-        .by(&[SINK]);
-    sink_errors: IntCounterVec = counter("userns_sink_errors_total", "Attempts to write or open an output that failed; writing is tried again").by(&[SINK]);
+    sink_dropped: IntCounterVec =
+        loss("userns_sink_dropped_total", "Lines dropped because an output was stuck or gone")
+            .by(&[SINK, SEVERITY]);
+    sink_superseded: IntCounterVec =
+        counter("userns_sink_superseded_total", "Updates that a later one replaced before they were written")
+            .by(&[SINK]);
+    sink_errors: IntCounterVec =
+        counter("userns_sink_errors_total", "Attempts to write or open an output that failed")
+            .by(&[SINK]);
     sink_queue: IntGaugeVec = gauge("userns_sink_queue_bytes", "Bytes that wait to be written").by(&[SINK]);
-    http_requests: IntCounterVec = counter("userns_http_requests_total", "HTTP requests answered")
-        .by(&[label("path", "a path of the index, or `other`"), label("code", "status code")]);
-    http_rejected: IntCounterVec = counter("userns_http_rejected_total", "HTTP connections ended without an answer by the agent's endpoints")
-        .by(&[label("reason", "`limit`: the oldest of too many; `timeout`; `malformed`: no HTTP/1 request")]);
-    build_info: IntGaugeVec = gauge("userns_build_info", "Always 1").by(&[label("version", "version of the agent")]);
+    http_requests: IntCounterVec =
+        counter("userns_http_requests_total", "HTTP requests answered").by(&[PATH, CODE]);
+    http_rejected: IntCounterVec =
+        counter("userns_http_rejected_total", "HTTP connections that got no endpoint's answer")
+            .by(&[REJECTED]);
+    build_info: IntGaugeVec = gauge("userns_build_info", "Always 1").by(&[VERSION]);
     start_time: Gauge = gauge("process_start_time_seconds", "Unix time at which the agent started");
-    cpu: Counter = counter("process_cpu_seconds_total", "Processor time that the agent used, in user and system mode");
+    cpu: Counter = counter("process_cpu_seconds_total", "Processor time that the agent used");
     resident: IntGauge = gauge("process_resident_memory_bytes", "Memory of the agent that is resident");
 }

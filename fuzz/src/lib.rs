@@ -1,0 +1,89 @@
+//! What is tried with arbitrary input: for each parser of hostile text, that it neither panics nor hangs, and what
+//! must hold of whatever it accepts. The fuzz targets call these, and so does `cargo test` with a fixed seed
+//! (userns-agent/tests/mutations.rs).
+
+use std::path::Path;
+
+use userns_agent::event::{Text, role};
+use userns_agent::host::{cgroup, kubelet, pods_file, proc};
+use userns_agent::{config, host};
+
+/// A cgroup path: no pod is named that the path does not name.
+pub fn cgroup_path(data: &[u8]) {
+    let _ = proc::parse_cgroup(data);
+    let text = Text::from_bytes(data);
+    let path = text.as_str();
+    let roles = path.split('/').filter(|name| !name.is_empty()).scan(role::NONE, |parent, name| {
+        *parent = cgroup::role_of(*parent, name.as_bytes());
+        Some(*parent)
+    });
+    let is_pod = roles.into_iter().any(|role| role == role::POD);
+    let found = cgroup::parse(path);
+    assert_eq!(found.is_some(), is_pod, "the roles of the components say otherwise");
+    let Some(found) = found else { return };
+    let uid = found.uid.as_str();
+    assert!(path.to_ascii_lowercase().replace('_', "-").contains(uid), "{uid} does not stand in it");
+    if let Some(container) = found.container {
+        assert!(
+            !container.id.is_empty() && path.contains(&container.id),
+            "{} does not stand in it",
+            container.id
+        );
+    }
+}
+
+/// The text of /proc/PID/uid_map: what is accepted reads the same when it is written as the kernel writes it.
+pub fn id_map(data: &[u8]) {
+    let Ok(extents) = proc::parse_id_map(&String::from_utf8_lossy(data)) else { return };
+    let line = |it: &userns_agent::event::Extent| {
+        format!("{:>10} {:>10} {:>10}\n", it.first, it.lower_first, it.count)
+    };
+    let written: String = extents.iter().map(line).collect();
+    assert_eq!(proc::parse_id_map(&written).as_ref(), Ok(&extents));
+    assert_eq!(proc::to_id_map(&extents).nr_extents as usize, extents.len());
+}
+
+/// The other files of /proc/PID.
+pub fn procfs(data: &[u8]) {
+    let text = String::from_utf8_lossy(data);
+    let _ = proc::parse_status(&text);
+    let _ = proc::parse_start(data);
+    let _ = proc::parse_mount_devices(data);
+    let arguments = proc::parse_cmdline(data);
+    assert!(arguments.len() <= data.len());
+    assert_ne!(proc::parse_namespace(&text), Some(0));
+}
+
+/// Kubelet's record: what is accepted maps something.
+pub fn kubelet_record(data: &[u8]) {
+    let Ok(record) = kubelet::parse_record(data) else { return };
+    for mappings in [&record.uid_mappings, &record.gid_mappings] {
+        assert!(!mappings.is_empty() && mappings.iter().all(|extent| extent.count > 0));
+    }
+}
+
+/// The pods file: what is accepted has names and UIDs.
+pub fn pods_file(data: &[u8]) {
+    match pods_file::parse_pods(data) {
+        Ok(pods) => {
+            for pod in pods {
+                assert!(!pod.name.is_empty());
+                assert_eq!(host::cgroup::parse(&format!("/pod{}", pod.uid)).map(|it| it.uid), Some(pod.uid));
+            }
+        }
+        Err(error) => assert!(!error.to_string().is_empty()),
+    }
+}
+
+/// A configuration file: what is accepted reads the same when it is printed.
+pub fn config(data: &[u8]) {
+    let text = String::from_utf8_lossy(data);
+    let parse = |text: &str| config::parse(Some((Path::new("agent.yaml"), text)), &[]);
+    match parse(&text) {
+        Ok(loaded) => match parse(&loaded.show()) {
+            Ok(again) => assert_eq!(again.config, loaded.config),
+            Err(error) => panic!("{error}"),
+        },
+        Err(error) => assert!(error.to_string().contains("agent.yaml")),
+    }
+}

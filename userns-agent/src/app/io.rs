@@ -1,0 +1,296 @@
+//! The agent's outputs: what the event loop says, as the sinks want it.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use thiserror::Error;
+use tokio::task::JoinHandle;
+
+use super::setup::{Clock, hostname};
+use crate::cli::ExitCode;
+use crate::config::{Config, Output};
+use crate::core::finding::{Finding, Status as FindingStatus};
+use crate::core::{Promise, Stats};
+use crate::decode::DecodeError;
+use crate::event::Event;
+use crate::host::{SourceHealth, SourceState};
+use crate::kernel::load::{Loaded, SweepError};
+use crate::kernel::status::Probe;
+use crate::sink::http::{self, StatusSource};
+use crate::sink::metrics::MetricsError;
+use crate::sink::{
+    AgentEvent, AgentState, Form, Metrics, Options, ProbeReport, Readiness, SinkError, Sinks, SourceReport, Status,
+    TableReport, file, queue,
+};
+
+/// How long the outputs may take to write what is left at the end.
+const DRAIN: Duration = Duration::from_secs(5);
+/// Capacities of the kernel's tables that `/status` shows.
+const CGROUPS: u64 = userns_common::limits::MAX_CGROUPS as u64;
+
+/// Why an output cannot be opened.
+#[derive(Debug, Error)]
+pub enum OutputError {
+    /// Standard output or the file.
+    #[error(transparent)]
+    Sink(#[from] SinkError),
+    /// The address.
+    #[error(transparent)]
+    Bind(#[from] http::BindError),
+    /// The metrics.
+    #[error(transparent)]
+    Metrics(#[from] MetricsError),
+}
+
+impl OutputError {
+    /// The exit code that tells of it.
+    #[must_use]
+    pub fn exit_code(&self) -> ExitCode {
+        match self {
+            Self::Sink(SinkError::File(_)) => ExitCode::CannotCreate,
+            Self::Sink(SinkError::Stdout { .. }) => ExitCode::Io,
+            Self::Sink(SinkError::Thread { .. }) | Self::Bind(_) => ExitCode::OsError,
+            Self::Metrics(_) => ExitCode::Software,
+        }
+    }
+}
+
+/// Everything the agent says.
+pub(super) struct Outputs {
+    sinks: Sinks,
+    metrics: Arc<Metrics>,
+    status: Arc<StatusSource>,
+    listen: std::net::SocketAddr,
+    server: Option<http::Server>,
+    serving: Option<JoinHandle<()>>,
+    clock: Clock,
+    probes: Vec<ProbeReport>,
+    /// Errors of each source already counted.
+    source_errors: std::collections::BTreeMap<&'static str, u64>,
+    limits: (u64, u64),
+    sweep_failed: bool,
+}
+
+fn form(output: Output) -> Form {
+    use std::io::IsTerminal as _;
+    let terminal = std::io::stdout().is_terminal();
+    let color = terminal && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
+    match output {
+        Output::Json => Form::Json,
+        Output::Auto if !terminal => Form::Json,
+        Output::Live | Output::Auto => Form::Live { color },
+    }
+}
+
+fn file_options(config: &Config) -> Option<file::Options> {
+    let path: PathBuf = config.output_file.clone()?;
+    let keep = u32::try_from(config.output_file_keep).unwrap_or(u32::MAX);
+    Some(file::Options { path, max_bytes: config.output_file_max_bytes, keep })
+}
+
+impl Outputs {
+    /// Opens them all. Nothing is answered before [`Self::serve`].
+    pub(super) fn open(config: &Config, clock: Clock) -> Result<Self, OutputError> {
+        let server = http::bind(config.listen)?;
+        let metrics = Arc::new(Metrics::new()?);
+        let options = Options {
+            node: hostname(),
+            stdout: Some(form(config.output)),
+            file: file_options(config),
+            limits: queue::Limits::default(),
+        };
+        let sinks = Sinks::start(options, Arc::clone(&metrics))?;
+        let kernel = rustix::system::uname().release().to_string_lossy().into_owned();
+        let status = Status { kernel, node: hostname(), ..Status::default() };
+        Ok(Self {
+            sinks,
+            status: Arc::new(StatusSource::new(Arc::clone(&metrics), status)),
+            metrics,
+            listen: server.address(),
+            server: Some(server),
+            serving: None,
+            clock,
+            probes: Vec::new(),
+            source_errors: std::collections::BTreeMap::new(),
+            limits: (config.max_containers, config.max_processes),
+            sweep_failed: false,
+        })
+    }
+
+    /// Begins to answer over HTTP.
+    pub(super) fn serve(&mut self) {
+        let Some(server) = self.server.take() else { return };
+        let status = Arc::clone(&self.status);
+        self.serving = Some(tokio::spawn(async move {
+            if let Err(error) = http::serve(server, status).await {
+                tracing::error!("the HTTP endpoint ended: {error}");
+            }
+        }));
+    }
+
+    /// Takes note of the hooks, with a line of log for each that is missing.
+    pub(super) fn probes(&mut self, probes: &[Probe]) {
+        self.probes = probes.iter().map(report).collect();
+        for probe in &self.probes {
+            self.metrics.probe(probe);
+            if let Some(reason) = &probe.reason {
+                tracing::warn!("hook {} is {}: {reason}; without it {}", probe.hook, probe.state, probe.without);
+            }
+        }
+        let probes = self.probes.clone();
+        self.status.update(|status| status.probes = probes);
+    }
+
+    /// Says that the agent watches. What is missing is told first, as a line of its own.
+    pub(super) fn ready(&self) {
+        let missing: Vec<&str> =
+            self.probes.iter().filter(|probe| !probe.is_active()).map(|probe| probe.hook).collect();
+        if !missing.is_empty() {
+            self.agent(AgentState::Degraded, Some(format!("hooks not attached: {}", missing.join(", "))));
+        }
+        self.status.update(|status| status.readiness = Readiness::Ready);
+        self.agent(AgentState::Ready, None);
+    }
+
+    fn agent(&self, state: AgentState, reason: Option<String>) {
+        let event = AgentEvent {
+            time: self.clock.now(),
+            state,
+            reason,
+            version: env!("CARGO_PKG_VERSION"),
+            listen: Some(self.listen),
+            probes: self.probes.clone(),
+        };
+        self.sinks.agent(&event, self.clock.wall());
+    }
+
+    /// A record was decoded.
+    pub(super) fn saw(&self, event: &Event) {
+        self.metrics.event(event.body.name());
+    }
+
+    /// A record was refused.
+    pub(super) fn undecodable(&self, error: DecodeError) {
+        tracing::warn!("record refused: {error}; are agent and eBPF object of the same build?");
+        self.metrics.decode_error(error.name());
+    }
+
+    /// Says a finding.
+    pub(super) fn finding(&self, finding: &Finding) {
+        if finding.status == FindingStatus::Opened {
+            self.metrics.finding(finding.rule, finding.severity);
+        }
+        self.sinks.finding(finding, self.clock.wall());
+    }
+
+    /// The loop turns.
+    pub(super) fn alive(&self) {
+        self.status.beat();
+    }
+
+    /// A sweep ended. Its failure is told once, until it works again.
+    pub(super) fn swept(&mut self, took: Duration, result: Result<(), SweepError>) {
+        match result {
+            Ok(()) => {
+                self.metrics.sweep(took);
+                self.sweep_failed = false;
+            }
+            Err(error) if !self.sweep_failed => {
+                tracing::warn!("sweep failed: {error}");
+                self.sweep_failed = true;
+            }
+            Err(_) => {}
+        }
+    }
+
+    /// Something that should not fail failed; the loop goes on.
+    pub(super) fn trouble(&self, what: &str, error: &std::io::Error) {
+        tracing::error!("{what}: {error}");
+    }
+
+    /// Sets the metrics and `/status` from the numbers as they stand.
+    pub(super) fn count(&mut self, stats: &Stats, loaded: &Loaded, health: &[(&'static str, SourceHealth)]) {
+        let metrics = &self.metrics;
+        for (counter, total) in loaded.counters() {
+            metrics.kernel_counter(counter, total);
+        }
+        for promise in [Promise::UserNamespace, Promise::HostUsers, Promise::Unknown] {
+            metrics.pods(promise, stats.pods_promised(promise));
+        }
+        metrics.containers(stats.containers);
+        metrics.processes(stats.processes);
+        metrics.findings_open(stats.open);
+        metrics.findings_suppressed("repeated", stats.repeated);
+        metrics.unattributed(stats.unattributed);
+        for (table, total) in &stats.evicted {
+            metrics.core_evictions(table, *total);
+        }
+        for ((relation, denied), total) in &stats.checks {
+            metrics.capability_checks(relation, *denied, *total);
+        }
+        let sources: Vec<SourceReport> = health.iter().map(|(name, health)| self.source(name, health)).collect();
+        let tables = vec![
+            TableReport { name: "containers", used: stats.containers as u64, capacity: self.limits.0 },
+            TableReport { name: "processes", used: stats.processes as u64, capacity: self.limits.1 },
+            TableReport { name: "watched_cgroups", used: loaded.nr_watched(), capacity: CGROUPS },
+        ];
+        self.status.update(|status| (status.sources, status.tables) = (sources, tables));
+    }
+
+    fn source(&mut self, name: &'static str, health: &SourceHealth) -> SourceReport {
+        let counted = self.source_errors.entry(name).or_default();
+        for _ in *counted..health.errors {
+            self.metrics.source_error(name);
+        }
+        *counted = health.errors;
+        let up = health.state == SourceState::Ok;
+        let detail = if health.detail.is_empty() { health.state.name() } else { health.detail.as_str() };
+        let report = SourceReport {
+            name,
+            up,
+            error: (!up).then(|| detail.to_owned()),
+            last_success: up.then(|| self.clock.now()),
+        };
+        self.metrics.source(&report);
+        report
+    }
+
+    /// Opens the file again, after someone has moved it away.
+    pub(super) fn reopen(&self) {
+        self.sinks.reopen();
+    }
+
+    /// Completes when nobody reads standard output any more.
+    pub(super) async fn stdout_gone(&self) {
+        self.sinks.stdout_gone().await;
+    }
+
+    /// Writes what is left.
+    pub(super) async fn stop(self) {
+        self.agent(AgentState::Stopping, None);
+        let started = Instant::now();
+        let sinks = self.sinks;
+        let drained = tokio::task::spawn_blocking(move || sinks.drain(DRAIN)).await;
+        if let Some(serving) = self.serving {
+            serving.abort();
+        }
+        match drained {
+            Ok(drained) if drained.lost > 0 => {
+                tracing::error!("{} lines were not written within {:?}", drained.lost, started.elapsed());
+            }
+            Ok(_) => {}
+            Err(error) => tracing::error!("the outputs did not end well: {error}"),
+        }
+    }
+}
+
+fn report(probe: &Probe) -> ProbeReport {
+    ProbeReport {
+        hook: probe.hook.name(),
+        mechanism: probe.mechanism.map(crate::kernel::plan::Mechanism::name),
+        state: probe.state.name(),
+        reason: probe.state.reason().map(str::to_owned),
+        without: probe.without,
+    }
+}

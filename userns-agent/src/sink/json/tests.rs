@@ -1,0 +1,226 @@
+//! The wire format against its golden sample and its schema.
+
+mod schema;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use serde_json::Value;
+
+use super::*;
+use crate::event::{IdMap, TaskEvent, UserNs};
+use crate::sink::report::AgentState;
+use crate::sink::sample;
+
+fn in_package(path: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join(path)
+}
+
+fn renderer() -> Renderer {
+    Renderer::new("node-1".to_owned())
+}
+
+fn finding_line(finding: &Finding) -> String {
+    String::from_utf8(renderer().finding(finding, &sample::RULE, sample::CLOCK).unwrap()).unwrap()
+}
+
+fn value(line: &str) -> Value {
+    let body = line.strip_suffix('\n').unwrap();
+    assert!(!body.contains('\n'));
+    serde_json::from_str(body).unwrap()
+}
+
+/// The text of a JSON document over several lines, its members in their order.
+fn pretty(json: &str) -> String {
+    let (mut out, mut depth, mut in_string, mut escaped) = (String::new(), 0_usize, false, false);
+    let mut characters = json.trim_end().chars().peekable();
+    while let Some(c) = characters.next() {
+        let closes_next = |next: Option<&char>| matches!(next, Some('}' | ']'));
+        match c {
+            _ if in_string => {
+                out.push(c);
+                in_string = c != '"' || escaped;
+                escaped = c == '\\' && !escaped;
+            }
+            '{' | '[' if !closes_next(characters.peek()) => {
+                depth += 1;
+                out.push_str(&format!("{c}\n{}", "  ".repeat(depth)));
+            }
+            '}' | ']' if !out.ends_with(['{', '[']) => {
+                depth -= 1;
+                out.push_str(&format!("\n{}{c}", "  ".repeat(depth)));
+            }
+            ',' => out.push_str(&format!(",\n{}", "  ".repeat(depth))),
+            ':' => out.push_str(": "),
+            _ => {
+                in_string = c == '"';
+                out.push(c);
+            }
+        }
+    }
+    out.push('\n');
+    out
+}
+
+/// Compares with a committed file; `UPDATE=1` writes it instead.
+fn check_golden(name: &str, found: &str) {
+    let path = in_package("tests/golden").join(name);
+    if std::env::var_os("UPDATE").is_some() {
+        fs::write(&path, found).unwrap();
+    }
+    let golden = fs::read_to_string(&path).unwrap_or_default();
+    assert_eq!(golden, found, "{name} has changed; if it was meant to, run the test with UPDATE=1");
+}
+
+#[test]
+fn every_field_stands_where_consumers_expect_it() {
+    check_golden("finding.json", &pretty(&finding_line(&sample::finding())));
+    let agent = renderer().agent(&sample::agent(AgentState::Degraded), sample::CLOCK).unwrap();
+    check_golden("agent.json", &pretty(std::str::from_utf8(&agent).unwrap()));
+    let suppressed = renderer().suppressed(&sample::suppressed(), sample::CLOCK).unwrap();
+    check_golden("suppressed.json", &pretty(std::str::from_utf8(&suppressed).unwrap()));
+}
+
+#[test]
+fn what_is_unknown_is_null_and_there() {
+    let whole = value(&finding_line(&sample::finding()));
+    let bare = value(&finding_line(&sample::bare()));
+    let keys = |value: &Value| value.as_object().unwrap().keys().cloned().collect::<Vec<_>>();
+    assert_eq!(keys(&whole), keys(&bare));
+    for name in ["pod", "container", "process", "hook", "operation"] {
+        assert_eq!(bare[name], Value::Null, "{name}");
+        assert_ne!(whole[name], Value::Null, "{name}");
+    }
+    let mut finding = sample::finding();
+    finding.task = Some(Box::new(TaskEvent::default()));
+    finding.pod.as_mut().unwrap().name = None;
+    let empty = value(&finding_line(&finding));
+    assert_eq!(keys(&empty["process"]), keys(&whole["process"]));
+    for pointer in [
+        "/operation",
+        "/process/image",
+        "/process/executable",
+        "/process/pid_in_container",
+        "/process/user_namespace",
+        "/process/pod_user_namespace",
+        "/process/namespaces/mnt",
+        "/process/cgroup",
+        "/process/lineage/origin",
+        "/process/lineage/entered_at",
+        "/process/ids/euid/container",
+        "/pod/labels",
+    ] {
+        assert_eq!(empty.pointer(pointer), Some(&Value::Null), "{pointer}");
+    }
+}
+
+#[test]
+fn ids_are_seen_by_the_pod_or_else_by_their_own_namespace() {
+    let view = |change: &dyn Fn(&mut TaskEvent)| {
+        let mut finding = sample::finding();
+        change(finding.task.as_mut().unwrap());
+        let value = value(&finding_line(&finding));
+        value["process"]["ids"]["uid"]["container"].clone()
+    };
+    assert_eq!(view(&|_| {}), 1000);
+    assert_eq!(view(&|event| event.task.ids.uid = 5), Value::Null);
+    assert_eq!(view(&|event| event.task.pod_userns = None), 1_049_576);
+    assert_eq!(view(&|event| event.task.pod_userns = Some(UserNs::default())), 1_049_576);
+    let unread = IdMap { nr_extents: 6, ..IdMap::default() };
+    assert_eq!(
+        view(
+            &|event| event.task.pod_userns = event.task.pod_userns.map(|ns| UserNs { uid_map: unread, ..ns })
+        ),
+        Value::Null
+    );
+}
+
+#[test]
+fn hostile_text_changes_nothing_but_itself() {
+    let hostile = "\0\x1b[2J\r\n{\"event\":\"finding\"}\"\\\u{2028}\u{2029}\u{85}\u{202e}\u{7f}𝕏";
+    let mut finding = sample::finding();
+    let task = finding.task.as_mut().unwrap();
+    task.task.comm = hostile.into();
+    task.path = hostile.into();
+    task.args = vec![hostile.into(), "".into()];
+    task.ancestors[0].comm = hostile.into();
+    let container = finding.container.as_mut().unwrap();
+    container.cgroup_path = hostile.to_owned();
+    finding.pod.as_mut().unwrap().labels.insert(hostile.to_owned(), hostile.to_owned());
+    let line = finding_line(&finding);
+    let separators = ['\u{b}', '\u{c}', '\r', '\u{85}', '\u{2028}', '\u{2029}', '\u{1b}'];
+    assert!(!line.contains(separators) && line.lines().count() == 1);
+    let value = value(&line);
+    for pointer in ["/process/comm", "/process/executable", "/process/args/0", "/container/cgroup/path"] {
+        assert_eq!(value.pointer(pointer).unwrap(), hostile, "{pointer}");
+    }
+    assert_eq!(value["pod"]["labels"][hostile], hostile);
+    schema::Schema::load().check(&value).unwrap();
+}
+
+#[test]
+fn lines_fit_the_schema() {
+    let schema = schema::Schema::load();
+    let mut lines = vec![finding_line(&sample::finding()), finding_line(&sample::bare())];
+    let mut empty = sample::finding();
+    empty.task = Some(Box::new(TaskEvent::default()));
+    empty.pod = Some(crate::core::finding::PodRef::default());
+    empty.container = Some(crate::core::finding::ContainerRef::default());
+    lines.push(finding_line(&empty));
+    for state in [AgentState::Starting, AgentState::Ready, AgentState::Degraded, AgentState::Stopping] {
+        let line = renderer().agent(&sample::agent(state), sample::CLOCK).unwrap();
+        lines.push(String::from_utf8(line).unwrap());
+    }
+    let line = renderer().suppressed(&sample::suppressed(), sample::CLOCK).unwrap();
+    lines.push(String::from_utf8(line).unwrap());
+    for line in lines {
+        schema.check(&value(&line)).unwrap_or_else(|error| panic!("{error}\n{line}"));
+    }
+}
+
+#[test]
+fn every_value_of_the_core_is_in_the_schema() {
+    use crate::core::finding::{Confidence, Status};
+    use crate::event::{Operation, Relation, lineage, origin, state};
+    let schema = schema::Schema::load();
+    let check = |change: &dyn Fn(&mut Finding)| {
+        let mut finding = sample::finding();
+        change(&mut finding);
+        schema.check(&value(&finding_line(&finding))).unwrap();
+    };
+    for severity in [Severity::Info, Severity::Low, Severity::Medium, Severity::High, Severity::Critical] {
+        check(&|finding| finding.severity = severity);
+    }
+    for confidence in [Confidence::Medium, Confidence::High, Confidence::Certain] {
+        check(&|finding| finding.confidence = confidence);
+    }
+    check(&|finding| finding.status = Status::Updated);
+    for operation in Operation::ALL {
+        check(&|finding| finding.task.as_mut().unwrap().call.as_mut().unwrap().operation = *operation);
+    }
+    for relation in Relation::ALL {
+        check(&|finding| finding.task.as_mut().unwrap().call.as_mut().unwrap().relation = *relation);
+    }
+    for state in [0, state::ENTERING, state::INSIDE, 99] {
+        check(&|finding| finding.task.as_mut().unwrap().task.lineage.state = state);
+    }
+    for origin in [0, origin::ATTACHED, origin::BORN, origin::ADOPTED, 99] {
+        check(&|finding| finding.task.as_mut().unwrap().task.lineage.origin = origin);
+    }
+    check(&|finding| finding.task.as_mut().unwrap().task.lineage.flags = !0 ^ lineage::WORKLOAD);
+}
+
+/// Not a test of speed: a bound that only a blunder would break, and the figure on request (`--nocapture`).
+#[test]
+fn rendering_is_no_bottleneck() {
+    let (renderer, finding) = (renderer(), sample::finding());
+    let start = std::time::Instant::now();
+    let (mut rounds, mut bytes) = (0_u32, 0);
+    while start.elapsed() < std::time::Duration::from_millis(200) {
+        bytes = renderer.finding(&finding, &sample::RULE, sample::CLOCK).unwrap().len();
+        rounds += 1;
+    }
+    let each = start.elapsed() / rounds;
+    println!("a line of {bytes} bytes takes {each:?}");
+    assert!(each < std::time::Duration::from_millis(5));
+}
