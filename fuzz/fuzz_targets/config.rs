@@ -1,3 +1,4 @@
+//! Configuration files, arbitrarily changed.
 #![no_main]
 
 libfuzzer_sys::fuzz_target!(|data: &[u8]| userns_fuzz::config(data));

@@ -1,3 +1,4 @@
+//! Kubelet's records, arbitrarily changed.
 #![no_main]
 
 libfuzzer_sys::fuzz_target!(|data: &[u8]| userns_fuzz::kubelet_record(data));

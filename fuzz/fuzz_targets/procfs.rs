@@ -1,3 +1,4 @@
+//! Files of procfs, arbitrarily changed.
 #![no_main]
 
 libfuzzer_sys::fuzz_target!(|data: &[u8]| userns_fuzz::procfs(data));

@@ -4,9 +4,10 @@
 
 use std::path::Path;
 
+use userns_agent::cgroup;
+use userns_agent::config;
 use userns_agent::event::{Text, role};
-use userns_agent::host::{cgroup, kubelet, pods_file, proc};
-use userns_agent::{config, host};
+use userns_agent::host::{kubelet, pods_file, proc};
 
 /// A cgroup path: no pod is named that the path does not name.
 pub fn cgroup_path(data: &[u8]) {
@@ -68,7 +69,7 @@ pub fn pods_file(data: &[u8]) {
         Ok(pods) => {
             for pod in pods {
                 assert!(!pod.name.is_empty());
-                assert_eq!(host::cgroup::parse(&format!("/pod{}", pod.uid)).map(|it| it.uid), Some(pod.uid));
+                assert_eq!(cgroup::parse(&format!("/pod{}", pod.uid)).map(|it| it.uid), Some(pod.uid));
             }
         }
         Err(error) => assert!(!error.to_string().is_empty()),

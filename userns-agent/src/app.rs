@@ -9,10 +9,11 @@ mod io;
 mod setup;
 mod walk;
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use thiserror::Error;
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::task::JoinHandle;
 use tokio::time::{Interval, MissedTickBehavior, interval};
 
 use crate::cli::ExitCode;
@@ -22,7 +23,7 @@ use crate::decode::decode;
 use crate::event::{Fact, Input};
 use crate::host::cgroupfs::CgroupFsError;
 use crate::kernel::features::FeatureError;
-use crate::kernel::load::{LoadError, Loaded};
+use crate::kernel::load::{LoadError, Loaded, Sweep, SweepError};
 use crate::kernel::ring::Ring;
 use io::Outputs;
 
@@ -102,8 +103,21 @@ struct App {
     sources: setup::Sources,
     outputs: Outputs,
     clock: setup::Clock,
+    /// A sweep under way.
+    sweeping: Option<JoinHandle<Swept>>,
     /// Reused between inputs.
     decided: Vec<Output>,
+}
+
+/// How long a sweep took and how it ended.
+type Swept = (Duration, Result<(), SweepError>);
+
+/// The end of the sweep under way; never, without one.
+async fn finished(sweeping: &mut Option<JoinHandle<Swept>>) -> Swept {
+    let Some(handle) = sweeping else { return std::future::pending().await };
+    let swept = handle.await;
+    *sweeping = None;
+    swept.unwrap_or_else(|error| (Duration::ZERO, Err(SweepError::Read(error.into()))))
 }
 
 /// What makes the agent stop or change.
@@ -160,7 +174,8 @@ impl App {
                 facts = self.sources.next() => self.learn(facts),
                 ready = self.bulk.ready() => self.drain_rings(ready),
                 _ = counts.tick() => self.count(),
-                _ = sweep.tick() => self.sweep(),
+                swept = finished(&mut self.sweeping) => self.outputs.swept(swept),
+                _ = sweep.tick(), if self.sweeping.is_none() => self.sweep(),
                 _ = signals.hangup.recv() => self.outputs.reopen(),
                 () = self.outputs.stdout_gone() => return tracing::error!("nobody reads standard output any more"),
             }
@@ -231,16 +246,29 @@ impl App {
         health
     }
 
-    /// Walks cgroupfs, looks runtimes up again, and visits every task.
+    /// Walks cgroupfs, looks runtimes up again, and begins to visit every task.
     fn sweep(&mut self) {
-        // a blocking pass of some milliseconds, on a thread of its own as far as the runtime is concerned
-        tokio::task::block_in_place(|| {
-            let facts = self.walker.walk(&mut self.loaded, self.clock);
-            self.learn(facts);
-            let started = std::time::Instant::now();
-            let result = self.loaded.sweep();
-            self.outputs.swept(started.elapsed(), result);
-        });
+        // some milliseconds of reading directories
+        let facts = tokio::task::block_in_place(|| self.walker.walk(&mut self.loaded, self.clock));
+        self.learn(facts);
+        let sweep = self.loaded.sweep();
+        self.sweeping = Some(tokio::task::spawn_blocking(|| {
+            let started = Instant::now();
+            let result = sweep.and_then(Sweep::run);
+            (started.elapsed(), result)
+        }));
+    }
+
+    /// Sweeps, reading what it says, and comes back when it is done.
+    async fn sweep_now(&mut self) {
+        self.sweep();
+        while self.sweeping.is_some() {
+            tokio::select! {
+                biased;
+                ready = self.evidence.ready() => self.drain_rings(ready),
+                swept = finished(&mut self.sweeping) => self.outputs.swept(swept),
+            }
+        }
         self.drain_rings(Ok(()));
     }
 

@@ -85,7 +85,7 @@ fn size_of_kind(kind: EventKind) -> usize {
         | EventKind::Suspect
         | EventKind::Capability
         | EventKind::NamespaceCall => size_of::<TaskRecord>(),
-        EventKind::Exit => size_of::<ExitRecord>(),
+        EventKind::Exit | EventKind::Left => size_of::<ExitRecord>(),
         EventKind::CgroupMkdir | EventKind::CgroupRmdir => size_of::<CgroupRecord>(),
     }
 }
@@ -128,17 +128,24 @@ impl<'a> Reader<'a> {
             EventKind::Suspect => Body::Suspect(Box::new(self.task_event(false)?)),
             EventKind::Capability => Body::Capability(Box::new(self.task_event(true)?)),
             EventKind::NamespaceCall => Body::NamespaceCall(Box::new(self.task_event(true)?)),
-            EventKind::Exit => self.exit()?,
+            EventKind::Exit => {
+                let (process, container) = self.gone()?;
+                Body::Exit { process, container }
+            }
+            EventKind::Left => {
+                let (process, container) = self.gone()?;
+                Body::Left { process, container }
+            }
             EventKind::CgroupMkdir => Body::CgroupMkdir(self.cgroup()?),
             EventKind::CgroupRmdir => Body::CgroupRmdir(self.cgroup()?),
         })
     }
 
-    fn exit(&mut self) -> Result<Body, DecodeError> {
+    fn gone(&mut self) -> Result<(ProcessId, CgroupId), DecodeError> {
         let pid = self.u32()?;
         self.u32()?;
         let process = ProcessId { pid, start: Nanos(self.u64()?) };
-        Ok(Body::Exit { process, container: CgroupId(self.u64()?) })
+        Ok((process, CgroupId(self.u64()?)))
     }
 
     fn cgroup(&mut self) -> Result<Cgroup, DecodeError> {

@@ -219,6 +219,13 @@ pub enum Body {
         /// Its container's cgroup.
         container: CgroupId,
     },
+    /// A process on its way in was moved out again.
+    Left {
+        /// The process.
+        process: ProcessId,
+        /// The container's cgroup.
+        container: CgroupId,
+    },
     /// A pod's or container's cgroup was made.
     CgroupMkdir(Cgroup),
     /// A pod's or container's cgroup was removed.
@@ -236,7 +243,7 @@ impl Body {
             | Self::Suspect(task)
             | Self::Capability(task)
             | Self::NamespaceCall(task) => Some(task),
-            Self::Exit { .. } | Self::CgroupMkdir(_) | Self::CgroupRmdir(_) => None,
+            Self::Exit { .. } | Self::Left { .. } | Self::CgroupMkdir(_) | Self::CgroupRmdir(_) => None,
         }
     }
 
@@ -251,6 +258,7 @@ impl Body {
             Self::Capability(_) => "capability",
             Self::NamespaceCall(_) => "namespace_call",
             Self::Exit { .. } => "exit",
+            Self::Left { .. } => "left",
             Self::CgroupMkdir(_) => "cgroup_mkdir",
             Self::CgroupRmdir(_) => "cgroup_rmdir",
         }

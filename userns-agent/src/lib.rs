@@ -6,9 +6,10 @@
 //! timer ──────────────────────────────────► Tick  ┘
 //! ```
 //!
-//! `core`, `decode` and `event` are pure: no I/O, no clock, no eBPF library, nothing unordered. `app` is the
+//! `core`, `decode`, `event` and `cgroup` are pure: no I/O, no clock, no eBPF library, nothing unordered. `app` is the
 //! only module that sees both ends.
 
+pub mod cgroup;
 pub mod event;
 
 pub mod kernel;

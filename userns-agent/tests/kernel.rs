@@ -5,6 +5,7 @@
 //! ordinary credentials are those of one that got away.
 //!
 //! Needs root and an agent library built with its eBPF object: `cargo xtask test` sees to both.
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 #![expect(clippy::print_stdout, reason = "skips are for who runs the tests")]
 
 use std::io::Write as _;
@@ -32,7 +33,9 @@ struct Kernel {
 
 fn start(test: &str) -> Option<Kernel> {
     if std::env::var_os("USERNS_NODE_TESTS").is_none() || !object::embedded() {
-        println!("SKIPPED: {test}: USERNS_NODE_TESTS is not set or there is no eBPF object; `cargo xtask test` runs it");
+        println!(
+            "SKIPPED: {test}: USERNS_NODE_TESTS is not set or there is no eBPF object; `cargo xtask test` runs it"
+        );
         return None;
     }
     let kernel = features::probe().unwrap();
@@ -153,10 +156,10 @@ fn the_sweep_sees_replaced_credentials_of_a_process_that_does_nothing() {
     // asleep in read before it is claimed
     std::thread::sleep(Duration::from_millis(100));
     kernel.claim(&child);
-    kernel.loaded.sweep().unwrap();
+    kernel.loaded.sweep().unwrap().run().unwrap();
     let events = kernel.wait(|event| event.reasons & reason::LEFT_USERNS != 0);
     assert_eq!(escapes(&events)[0].hook, Hook::TaskIter);
-    kernel.loaded.sweep().unwrap();
+    kernel.loaded.sweep().unwrap().run().unwrap();
     go(&mut child);
     child.wait().unwrap();
     std::thread::sleep(Duration::from_millis(50));

@@ -49,11 +49,13 @@ stable_numbers! {
         Exit = 3 => "exit",
         /// A task in a pod's cgroup was first seen in the pod's user namespace.
         Inside = 5 => "inside",
+        /// A task on its way in was moved out again ([`crate::record::ExitRecord`]).
+        Left = 6 => "left",
         /// A cgroup of a pod or container was made ([`crate::record::CgroupRecord`]).
         CgroupMkdir = 16 => "cgroup_mkdir",
         /// A cgroup of a pod or container was removed.
         CgroupRmdir = 17 => "cgroup_rmdir",
-        /// A task's state contradicts its lineage; [`Reason`] bits say how.
+        /// A task's state contradicts its lineage; bits of [`reason`] say how.
         Suspect = 32 => "suspect",
         /// A capability check worth telling, the first of its kind for the container or lineage.
         Capability = 33 => "capability",
@@ -183,6 +185,14 @@ pub mod lineage {
     pub const TOLD_IDS: u32 = 1 << 2;
     /// [`super::reason::PAST_GRACE`] was reported.
     pub const TOLD_GRACE: u32 = 1 << 3;
+}
+
+/// What has been told of a container whose tasks were found there rather than seen to enter: one record is enough.
+pub mod told {
+    /// A program in the pod's user namespace.
+    pub const INSIDE: u32 = 1 << 0;
+    /// A program in the host's.
+    pub const HOST: u32 = 1 << 1;
 }
 
 stable_numbers! {

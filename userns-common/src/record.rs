@@ -254,7 +254,7 @@ pub struct TaskRecord {
     pub args: [u8; ARGS_LEN],
 }
 
-/// [`crate::kind::EventKind::Exit`].
+/// [`crate::kind::EventKind`] `Exit` and `Left`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default)]
 pub struct ExitRecord {
@@ -292,8 +292,8 @@ pub struct CgroupRecord {
 pub struct WatchedCgroup {
     /// [`crate::cgroup::role`].
     pub role: u32,
-    /// Keeps the struct free of padding.
-    pub reserved: u32,
+    /// Bits of [`crate::kind::told`]; the kernel's own.
+    pub told: u32,
     /// Id of the container's cgroup this one is or lies below; for a pod's own directory, itself.
     pub container: u64,
 }

@@ -62,22 +62,23 @@ pub(crate) fn now() -> u64 {
     unsafe { bpf_ktime_get_boot_ns() }
 }
 
-/// Sends a record about `task`. A function of its own, so that the program's size does not grow with each call.
+/// Sends a record about `task`; false if it was lost. A function of its own, so that the program's size does not grow with each call.
 #[inline(never)]
-pub(crate) fn task(task: Task, lineage: &Lineage, report: &Report) {
+pub(crate) fn task(task: Task, lineage: &Lineage, report: &Report) -> bool {
     let (entry, sent, lost) = match report.ring {
         Ring::Evidence => (EVIDENCE.reserve(0), Counter::EvidenceSent, Counter::EvidenceLost),
         Ring::Bulk => (BULK.reserve(0), Counter::BulkSent, Counter::BulkLost),
     };
     let Some(mut entry) = entry else {
         count(lost);
-        return;
+        return false;
     };
     // SAFETY: ring memory is initialised from the verifier's view and any bytes are a valid TaskRecord.
     let record = unsafe { &mut *entry.as_mut_ptr() };
     fill(record, task, lineage, report);
     entry.submit(0);
     count(sent);
+    true
 }
 
 #[inline(always)]
@@ -102,16 +103,16 @@ fn header<T>(kind: EventKind, hook: Hook, reasons: u32) -> Header {
     Header { kind: kind as u32, len: size_of::<T>() as u32, time_ns: now(), hook: hook as u32, reasons }
 }
 
-/// Sends word that a process ended.
+/// Sends word that a process ended, or left before it was inside.
 #[inline(always)]
-pub(crate) fn exit(task: Task, container: u64) {
+pub(crate) fn gone(kind: EventKind, hook: Hook, task: Task, container: u64) {
     let Some(mut entry) = BULK.reserve_untyped::<ExitRecord>(0) else {
         count(Counter::BulkLost);
         return;
     };
     let (tgid, start_ns) = task.process();
     entry.write(ExitRecord {
-        header: header::<ExitRecord>(EventKind::Exit, Hook::Exit, 0),
+        header: header::<ExitRecord>(kind, hook, 0),
         tgid,
         reserved: 0,
         start_ns,

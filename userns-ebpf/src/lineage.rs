@@ -4,7 +4,7 @@
 //! when the task is moved to another cgroup once INSIDE: where a task comes from is what it is judged by.
 
 use userns_common::cgroup::role;
-use userns_common::kind::{EventKind, Hook, lineage as flag, origin, reason, state};
+use userns_common::kind::{EventKind, Hook, lineage as flag, origin, reason, state, told};
 use userns_common::limits::MAX_EXTENTS;
 use userns_common::record::{Lineage, WatchedCgroup};
 
@@ -54,8 +54,28 @@ pub(crate) fn enter(
     } else {
         reason::HOST_WORKLOAD
     };
-    emit::task(task, lineage, &Report::new(EventKind::Entry, hook, Ring::Evidence, reasons));
+    if origin != origin::ADOPTED || worth_telling(task, lineage) {
+        emit::task(task, lineage, &Report::new(EventKind::Entry, hook, Ring::Evidence, reasons));
+    }
     Some(lineage)
+}
+
+/// Whether a task that was found rather than seen to enter says anything new. A node has thousands of them at start;
+/// one of each kind a container will do, and every process that is not at work there yet.
+#[inline(always)]
+fn worth_telling(task: Task, lineage: &Lineage) -> bool {
+    let bit = match (lineage.state, lineage.flags & flag::WORKLOAD) {
+        (state::INSIDE, _) => told::INSIDE,
+        (_, 0) => return task.is_leader(),
+        _ => told::HOST,
+    };
+    let Some(row) = CGROUPS.get_ptr_mut(lineage.container) else { return true };
+    // SAFETY: a row of the table; two CPUs at once can at worst tell twice
+    unsafe {
+        let before = (*row).told;
+        (*row).told = before | bit;
+        before & bit == 0
+    }
 }
 
 /// ENTERING → INSIDE when the credentials' user namespace is below the host's. Returns whether it changed.
@@ -108,8 +128,10 @@ pub(crate) fn check_userns(task: Task, lineage: &mut Lineage, hook: Hook) {
     if ns.address() == lineage.userns || lineage.flags & flag::TOLD_LEFT != 0 || descends(ns, lineage) {
         return;
     }
-    lineage.flags |= flag::TOLD_LEFT;
-    suspect(task, lineage, hook, reason::LEFT_USERNS);
+    // a record that was lost is tried again at the next hook
+    if suspect(task, lineage, hook, reason::LEFT_USERNS) {
+        lineage.flags |= flag::TOLD_LEFT;
+    }
 }
 
 /// Reports ids that the pod's map does not hold, once a lineage. Maps with extents out of line are left alone.
@@ -127,8 +149,9 @@ fn check_ids(task: Task, lineage: &mut Lineage, hook: Hook) {
     {
         return;
     }
-    lineage.flags |= flag::TOLD_IDS;
-    suspect(task, lineage, hook, reason::ID_OUTSIDE_MAP);
+    if suspect(task, lineage, hook, reason::ID_OUTSIDE_MAP) {
+        lineage.flags |= flag::TOLD_IDS;
+    }
 }
 
 /// Whether the map holds all four ids. A map that is still empty, or kept out of line, is left alone.
@@ -170,8 +193,9 @@ pub(crate) fn check_grace(task: Task, lineage: &mut Lineage, hook: Hook) {
     {
         return;
     }
-    lineage.flags |= flag::TOLD_GRACE;
-    suspect(task, lineage, hook, reason::PAST_GRACE);
+    if suspect(task, lineage, hook, reason::PAST_GRACE) {
+        lineage.flags |= flag::TOLD_GRACE;
+    }
 }
 
 /// Whether the entry is longer ago than runtimes need.
@@ -181,6 +205,6 @@ pub(crate) fn past_grace(lineage: &Lineage) -> bool {
 }
 
 #[inline(always)]
-fn suspect(task: Task, lineage: &Lineage, hook: Hook, reasons: u32) {
-    emit::task(task, lineage, &Report::new(EventKind::Suspect, hook, Ring::Evidence, reasons));
+fn suspect(task: Task, lineage: &Lineage, hook: Hook, reasons: u32) -> bool {
+    emit::task(task, lineage, &Report::new(EventKind::Suspect, hook, Ring::Evidence, reasons))
 }

@@ -4,10 +4,7 @@
 //! a plain toolchain.
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
 #![cfg_attr(target_arch = "bpf", feature(core_intrinsics))]
-#![cfg_attr(
-    target_arch = "bpf",
-    expect(internal_features, reason = "atomic addition")
-)]
+#![cfg_attr(target_arch = "bpf", expect(internal_features, reason = "atomic addition"))]
 #![cfg_attr(not(target_arch = "bpf"), expect(dead_code, reason = "on the host nothing calls the programs"))]
 
 mod emit;

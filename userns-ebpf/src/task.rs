@@ -232,6 +232,12 @@ impl Task {
         read::<u32>(signal, setting!(offsets.signal_live)) == 0
     }
 
+    /// Whether it is its process's first thread.
+    #[inline(always)]
+    pub(crate) fn is_leader(self) -> bool {
+        self.field::<u32>(setting!(offsets.task_pid)) == self.field::<u32>(setting!(offsets.task_tgid))
+    }
+
     /// Process id and start time.
     #[inline(always)]
     pub(crate) fn process(self) -> (u32, u64) {

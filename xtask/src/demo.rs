@@ -14,8 +14,8 @@ use anyhow::{Result, bail, ensure};
 use crate::{
     build,
     lab::{
-        Agent, Capabilities, CgroupDriver, Container, ContainerSpec, HostProcess, IdRange, Lab, Line, Pod, PodSpec,
-        ProcessSpec, RuntimeName,
+        Agent, Capabilities, CgroupDriver, Container, ContainerSpec, HostProcess, IdRange, Lab, Line, Pod,
+        PodSpec, ProcessSpec, RuntimeName,
     },
     run,
     steps::Steps,
@@ -73,7 +73,8 @@ pub fn play(lab: &Lab, agent: &Agent, runtime: RuntimeName, driver: CgroupDriver
     planted.push(stage.moved(lab, agent)?);
     planted.push(stage.overlap(lab, agent, runtime, driver)?);
     agent.settle(Duration::from_millis(300))?;
-    let expected: Vec<(&str, &str)> = planted.iter().map(|planted| (planted.pod.as_str(), planted.rule)).collect();
+    let expected: Vec<(&str, &str)> =
+        planted.iter().map(|planted| (planted.pod.as_str(), planted.rule)).collect();
     check(&agent.findings(), &expected, &stage.uids())?;
     ensure!(findings_of(agent, honest.uid()).is_empty(), "the honest pod has findings");
     Ok(planted)
@@ -135,7 +136,8 @@ impl Stage {
     fn tame(&mut self, lab: &Lab, runtime: RuntimeName, driver: CgroupDriver) -> Result<Pod> {
         let range = self.range();
         let pod = self.pod(lab, "sound", driver, range)?;
-        let container = pod.run(ContainerSpec { runtime, mapping: Some(range.mapping()), ..ContainerSpec::default() })?;
+        let container =
+            pod.run(ContainerSpec { runtime, mapping: Some(range.mapping()), ..ContainerSpec::default() })?;
         self.containers.push(container);
         Ok(pod)
     }
@@ -145,20 +147,37 @@ impl Stage {
         if let Some(container) = self.containers.last() {
             for _ in 0..5 {
                 let output = container.exec(&["sh", "-c", ROUTINE])?;
-                ensure!(output.status.success(), "routine failed: {}", String::from_utf8_lossy(&output.stderr));
+                ensure!(
+                    output.status.success(),
+                    "routine failed: {}",
+                    String::from_utf8_lossy(&output.stderr)
+                );
             }
         }
         Ok(pod)
     }
 
-    fn ignored(&mut self, lab: &Lab, agent: &Agent, runtime: RuntimeName, driver: CgroupDriver) -> Result<Planted> {
+    fn ignored(
+        &mut self,
+        lab: &Lab,
+        agent: &Agent,
+        runtime: RuntimeName,
+        driver: CgroupDriver,
+    ) -> Result<Planted> {
         let range = self.range();
         let pod = self.pod(lab, "ignored", driver, range)?;
-        let container = pod.container(ContainerSpec { runtime, mapping: None, ..ContainerSpec::default() })?;
+        let container =
+            pod.container(ContainerSpec { runtime, mapping: None, ..ContainerSpec::default() })?;
         self.start(agent, container, pod.uid(), "a runtime that ignores the promise", "I3")
     }
 
-    fn host_root(&mut self, lab: &Lab, agent: &Agent, runtime: RuntimeName, driver: CgroupDriver) -> Result<Planted> {
+    fn host_root(
+        &mut self,
+        lab: &Lab,
+        agent: &Agent,
+        runtime: RuntimeName,
+        driver: CgroupDriver,
+    ) -> Result<Planted> {
         let range = IdRange { first: 0, length: 65_536 };
         let pod = self.pod(lab, "host-root", driver, range)?;
         let mapping = Some(range.mapping());
@@ -166,7 +185,13 @@ impl Stage {
         self.start(agent, container, pod.uid(), "a range that begins at host id 0", "I7")
     }
 
-    fn overlap(&mut self, lab: &Lab, agent: &Agent, runtime: RuntimeName, driver: CgroupDriver) -> Result<Planted> {
+    fn overlap(
+        &mut self,
+        lab: &Lab,
+        agent: &Agent,
+        runtime: RuntimeName,
+        driver: CgroupDriver,
+    ) -> Result<Planted> {
         self.tame(lab, runtime, driver)?;
         let range = IdRange::nth(self.next_range);
         let pod = self.pod(lab, "overlapping", driver, range)?;
@@ -265,16 +290,18 @@ pub fn median(mut delays: Vec<Duration>) -> Duration {
 pub fn demo(steps: &mut Steps, workspace: &Workspace, json: bool) -> Result<ExitCode> {
     ensure!(run::is_root()?, "containers and eBPF programs need root: run `sudo -E cargo xtask demo`");
     let agent = build::all(steps, workspace, Profile::Release)?;
-    let runtimes = steps.step("runtimes", "runc and crun of this distribution, in a directory of their own", || {
-        Lab::provision(&workspace.target().join("cache"))
-    })?;
+    let runtimes =
+        steps.step("runtimes", "runc and crun of this distribution, in a directory of their own", || {
+            Lab::provision(&workspace.target().join("cache"))
+        })?;
     let mut all = Vec::new();
     for runtime in [RuntimeName::Runc, RuntimeName::Crun] {
         let dir = workspace.target().join("demo");
-        let planted = steps.step(&format!("demo {runtime}"), "a day on a node, with problems planted", || {
-            let lab = Lab::new(runtimes.clone(), &dir)?;
-            one(&agent, &lab, runtime, json)
-        })?;
+        let planted =
+            steps.step(&format!("demo {runtime}"), "a day on a node, with problems planted", || {
+                let lab = Lab::new(runtimes.clone(), &dir)?;
+                one(&agent, &lab, runtime, json)
+            })?;
         all.extend(planted);
     }
     let delays: Vec<Duration> = all.iter().map(|planted| planted.delay).collect();

@@ -20,8 +20,8 @@ use crate::kernel::status::Probe;
 use crate::sink::http::{self, StatusSource};
 use crate::sink::metrics::MetricsError;
 use crate::sink::{
-    AgentEvent, AgentState, Form, Metrics, Options, ProbeReport, Readiness, SinkError, Sinks, SourceReport, Status,
-    TableReport, file, queue,
+    AgentEvent, AgentState, Form, Metrics, Options, ProbeReport, Readiness, SinkError, Sinks, SourceReport,
+    Status, TableReport, file, queue,
 };
 
 /// How long the outputs may take to write what is left at the end.
@@ -135,7 +135,12 @@ impl Outputs {
         for probe in &self.probes {
             self.metrics.probe(probe);
             if let Some(reason) = &probe.reason {
-                tracing::warn!("hook {} is {}: {reason}; without it {}", probe.hook, probe.state, probe.without);
+                tracing::warn!(
+                    "hook {} is {}: {reason}; without it {}",
+                    probe.hook,
+                    probe.state,
+                    probe.without
+                );
             }
         }
         let probes = self.probes.clone();
@@ -190,7 +195,7 @@ impl Outputs {
     }
 
     /// A sweep ended. Its failure is told once, until it works again.
-    pub(super) fn swept(&mut self, took: Duration, result: Result<(), SweepError>) {
+    pub(super) fn swept(&mut self, (took, result): (Duration, Result<(), SweepError>)) {
         match result {
             Ok(()) => {
                 self.metrics.sweep(took);
@@ -229,7 +234,8 @@ impl Outputs {
         for ((relation, denied), total) in &stats.checks {
             metrics.capability_checks(relation, *denied, *total);
         }
-        let sources: Vec<SourceReport> = health.iter().map(|(name, health)| self.source(name, health)).collect();
+        let sources: Vec<SourceReport> =
+            health.iter().map(|(name, health)| self.source(name, health)).collect();
         let tables = vec![
             TableReport { name: "containers", used: stats.containers as u64, capacity: self.limits.0 },
             TableReport { name: "processes", used: stats.processes as u64, capacity: self.limits.1 },

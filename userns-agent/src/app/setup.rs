@@ -109,11 +109,12 @@ pub(super) async fn start(config: &Config) -> Result<App, RunError> {
         sources,
         outputs,
         clock: Clock,
+        sweeping: None,
         decided: Vec::new(),
     };
     app.learn(known);
-    app.sweep();
-    app.sweep();
+    app.sweep_now().await;
+    app.sweep_now().await;
     app.count();
     app.outputs.ready();
     Ok(app)
@@ -143,11 +144,14 @@ fn check_user_namespace(proc: &ProcFs) -> Result<(), RunError> {
 /// before the agent came.
 fn host_mnt_ns(proc: &ProcFs) -> u32 {
     let of = |pid| proc.namespaces(pid).map(|namespaces| namespaces.mnt);
-    of(1).or_else(|error| {
-        tracing::warn!("cannot read the mount namespace of process 1: {error}; taking the agent's own for the host's");
-        of(std::process::id())
-    })
-    .unwrap_or(0)
+    of(1)
+        .or_else(|error| {
+            tracing::warn!(
+                "cannot read the mount namespace of process 1: {error}; taking the agent's own for the host's"
+            );
+            of(std::process::id())
+        })
+        .unwrap_or(0)
 }
 
 fn check_probes(loaded: &load::Loaded) -> Result<(), RunError> {
@@ -155,7 +159,9 @@ fn check_probes(loaded: &load::Loaded) -> Result<(), RunError> {
         return Ok(());
     }
     let reasons = loaded.probes.iter().filter_map(|probe| probe.state.reason());
-    Err(RunError::NoProbe(reasons.map(|reason| reason.lines().last().unwrap_or(reason)).collect::<Vec<_>>().join("; ")))
+    Err(RunError::NoProbe(
+        reasons.map(|reason| reason.lines().last().unwrap_or(reason)).collect::<Vec<_>>().join("; "),
+    ))
 }
 
 /// Objects of debug builds carry logs; others have none, which is no error.

@@ -41,8 +41,10 @@ impl Walker {
         let mut refused = 0;
         let walked = self.cgroups.walk(|cgroup| {
             let watched =
-                WatchedCgroup { role: cgroup.role, reserved: 0, container: above.container_of(&cgroup).0 };
-            if loaded.watched(cgroup.id) != Some(watched) && loaded.watch(cgroup.id, watched).is_err() {
+                WatchedCgroup { role: cgroup.role, told: 0, container: above.container_of(&cgroup).0 };
+            let same =
+                |known: WatchedCgroup| (known.role, known.container) == (watched.role, watched.container);
+            if !loaded.watched(cgroup.id).is_some_and(same) && loaded.watch(cgroup.id, watched).is_err() {
                 refused += 1;
             }
             if cgroup.role != role::NESTED {
@@ -78,7 +80,8 @@ struct Above {
 impl Above {
     fn container_of(&mut self, cgroup: &Cgroup) -> CgroupId {
         if cgroup.role == role::NESTED {
-            let below = cgroup.path.as_str().strip_prefix(&self.path).is_some_and(|rest| rest.starts_with('/'));
+            let below =
+                cgroup.path.as_str().strip_prefix(&self.path).is_some_and(|rest| rest.starts_with('/'));
             return if below { self.id } else { cgroup.id };
         }
         if cgroup.role == role::CONTAINER {

@@ -331,8 +331,9 @@ fn entries(path: &Path, text: &str) -> Result<Vec<(String, Spanned<Value>)>, Con
         strict_booleans: true,
         with_snippet: false,
     };
-    let entries = serde_saphyr::from_str_with_options::<Option<Entries>>(text, options)
-        .map_err(|error| ConfigError::Syntax { path: path.to_owned(), reason: error.to_string() })?;
+    let entries = serde_saphyr::from_str_with_options::<Option<Entries>>(text, options).map_err(|error| {
+        ConfigError::Syntax { path: path.to_owned(), reason: value::cut(&error.to_string(), 300) }
+    })?;
     let mut entries: Vec<_> = entries.unwrap_or_default().into_iter().collect();
     entries.sort_by_key(|(_, entry)| entry.referenced.line());
     Ok(entries)
@@ -348,6 +349,6 @@ fn unknown_key(name: &str, origin: Origin) -> Mistake {
         Some((_, near)) => format!("{near}, if that was meant"),
         None => format!("one of {}", KEYS.iter().map(|key| key.name).collect::<Vec<_>>().join(", ")),
     };
-    let name = value::cut(name);
+    let name = value::cut(name, value::SHOWN);
     Mistake { origin, key: name, found: "a key that does not exist".to_owned(), allowed }
 }

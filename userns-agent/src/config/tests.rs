@@ -1,3 +1,5 @@
+//! Configuration: every key, every mistake, every origin.
+
 use super::*;
 
 const NAME: &str = "agent.yaml";

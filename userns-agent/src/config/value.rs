@@ -67,6 +67,8 @@ const LEVELS: [(&str, LogLevel); 5] = [
     ("trace", LogLevel::Trace),
 ];
 const UNITS: [(&str, u64); 4] = [("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10), ("B", 1)];
+/// Characters shown of a value that is wrong.
+pub(super) const SHOWN: usize = 64;
 /// Longest path the kernel takes (`PATH_MAX`, with the terminating NUL).
 const PATH_MAX: usize = 4096;
 
@@ -224,8 +226,8 @@ impl Raw<'_> {
     fn describe(&self) -> String {
         match self {
             Self::Text("") | Self::Tree(Value::Null) => "nothing".to_owned(),
-            Self::Text(text) => quote(cut(text)),
-            Self::Tree(Value::String(text)) => quote(cut(text)),
+            Self::Text(text) => quote(cut(text, SHOWN)),
+            Self::Tree(Value::String(text)) => quote(cut(text, SHOWN)),
             Self::Tree(Value::Bool(value)) => format!("the truth value {value}"),
             Self::Tree(Value::Number(number)) => format!("the number {number}"),
             Self::Tree(Value::Array(list)) => format!("a list of {}", list.len()),
@@ -244,10 +246,9 @@ fn within<T: PartialOrd>(range: &RangeInclusive<T>, value: Option<T>) -> Option<
 }
 
 /// A text short enough for a message, control characters escaped.
-pub(super) fn cut(text: &str) -> String {
-    const MOST: usize = 64;
-    let mut short: String = text.chars().take(MOST).flat_map(escape).collect();
-    if text.chars().nth(MOST).is_some() {
+pub(super) fn cut(text: &str, most: usize) -> String {
+    let mut short: String = text.chars().take(most).flat_map(escape).collect();
+    if text.chars().nth(most).is_some() {
         short.push('…');
     }
     short

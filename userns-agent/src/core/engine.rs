@@ -139,7 +139,7 @@ impl Engine {
         Stats {
             pods: self.state.pods().count(),
             promised: (promised(Promise::UserNamespace), promised(Promise::HostUsers)),
-            containers: self.state.containers().count(),
+            containers: self.state.containers().filter(|container| !container.id.is_empty()).count(),
             processes: self.state.nr_processes(),
             open: self.open.len(),
             repeated: self.open.repeated,
@@ -180,6 +180,7 @@ impl Engine {
             }
             Body::CgroupRmdir(cgroup) => self.state.removed_cgroup(cgroup.id, time),
             Body::Exit { process, container } => self.state.exited(process, container, time),
+            Body::Left { process, container } => self.state.settled(container, process),
             Body::Entry(task)
             | Body::Exec(task)
             | Body::Inside(task)

@@ -3,10 +3,10 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use super::finding::CapabilityUse;
+use crate::cgroup;
 use crate::event::{
     Cgroup, CgroupId, KubeletRecord, Nanos, PodSpec, PodUid, ProcessId, TaskEvent, Text, UserNs, role,
 };
-use crate::host::cgroup;
 
 /// What a pod was promised.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -228,7 +228,12 @@ impl State {
     }
 
     /// Takes kubelet's record; returns the containers concerned if it says something new.
-    pub(super) fn recorded(&mut self, uid: &PodUid, record: Option<KubeletRecord>, now: Nanos) -> Vec<CgroupId> {
+    pub(super) fn recorded(
+        &mut self,
+        uid: &PodUid,
+        record: Option<KubeletRecord>,
+        now: Nanos,
+    ) -> Vec<CgroupId> {
         let pod = self.pod_mut(uid);
         let Some(record) = record else {
             pod.gone = Some(now);

@@ -3,7 +3,6 @@
 //! Every root directory is injected. Nothing here knows the eBPF side, the core or the outputs; what is learnt
 //! leaves as [`crate::event::Fact`]s.
 
-pub mod cgroup;
 pub mod cgroupfs;
 pub mod kubelet;
 pub mod pods_file;
@@ -45,4 +44,21 @@ impl SourceState {
             Self::Failing => "failing",
         }
     }
+}
+
+/// A message short enough for a status page: parsers quote what they found, however long, and as it stands.
+fn brief(message: &str) -> String {
+    const MOST: usize = 300;
+    let mut short = String::new();
+    for character in message.chars().take(MOST) {
+        if character.is_control() {
+            short.extend(character.escape_default());
+        } else {
+            short.push(character);
+        }
+    }
+    if message.chars().nth(MOST).is_some() {
+        short.push('…');
+    }
+    short
 }

@@ -272,7 +272,8 @@ impl<'a> Btf<'a> {
     }
 
     fn parameters(&self, proto: Type, skip: usize) -> Option<Vec<String>> {
-        let parameters = (skip..proto.len as usize).map(|index| u32_at(self.bytes, proto.data + index * 8 + 4));
+        let parameters =
+            (skip..proto.len as usize).map(|index| u32_at(self.bytes, proto.data + index * 8 + 4));
         parameters.map(|ty| ty.ok().map(|ty| self.show(ty, 0))).collect()
     }
 

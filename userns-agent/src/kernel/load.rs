@@ -176,6 +176,24 @@ pub enum SweepError {
     Read(#[from] std::io::Error),
 }
 
+/// A visit to every task that is about to begin.
+#[derive(Debug)]
+pub struct Sweep(std::fs::File);
+
+impl Sweep {
+    /// Visits every task once: learns those in pods, and checks those it knows. Blocks as long as the kernel needs,
+    /// half a microsecond a task; the records come by the rings, which want to be read meanwhile.
+    ///
+    /// # Errors
+    ///
+    /// [`SweepError::Read`]
+    pub fn run(mut self) -> Result<(), SweepError> {
+        // the program writes nothing: reading drives it through all tasks, then ends
+        std::io::copy(&mut self.0, &mut std::io::sink())?;
+        Ok(())
+    }
+}
+
 impl Loaded {
     /// Adds a cgroup to the watched ones.
     ///
@@ -221,20 +239,16 @@ impl Loaded {
         Counter::ALL.iter().map(|counter| (*counter, sum(*counter))).collect()
     }
 
-    /// Visits every task once: learns those in pods, and checks those it knows. Takes as long as the kernel needs,
-    /// some microseconds a task.
+    /// Prepares a visit to every task.
     ///
     /// # Errors
     ///
-    /// [`SweepError`] if the iterator is not there or fails.
-    pub fn sweep(&mut self) -> Result<(), SweepError> {
+    /// [`SweepError`] if the iterator is not there.
+    pub fn sweep(&mut self) -> Result<Sweep, SweepError> {
         let program = self.ebpf.program_mut("sweep").ok_or(ProgramError::NotLoaded)?;
         let program: &mut Iter = program.try_into()?;
         let link = program.attach()?;
-        let mut file = program.take_link(link)?.into_file()?;
-        // the program writes nothing: reading drives it through all tasks, then ends
-        std::io::copy(&mut file, &mut std::io::sink())?;
-        Ok(())
+        Ok(Sweep(program.take_link(link)?.into_file()?))
     }
 
     /// Hands the programs' debug logs to `tracing`, where the build has any.

@@ -71,7 +71,11 @@ const fn typed(target: &'static str, prototype: &'static [&'static str]) -> Cand
     Candidate { program: target, mechanism: Mechanism::TpBtf, target, prototype }
 }
 
-const fn at_return(program: &'static str, target: &'static str, prototype: &'static [&'static str]) -> Candidate {
+const fn at_return(
+    program: &'static str,
+    target: &'static str,
+    prototype: &'static [&'static str],
+) -> Candidate {
     Candidate { program, mechanism: Mechanism::FExit, target, prototype }
 }
 
@@ -209,8 +213,10 @@ fn usable(candidate: &Candidate, features: &Features) -> Result<(), String> {
                 .map_err(|problem| format!("tracepoint {target}: {problem}"))
         }
         Mechanism::FExit => {
-            let found =
-                features.functions.get(target).ok_or_else(|| format!("this kernel has no function {target}"))?;
+            let found = features
+                .functions
+                .get(target)
+                .ok_or_else(|| format!("this kernel has no function {target}"))?;
             // the return value stands behind the last argument, so their number must be right
             let exact = found.len() == candidate.prototype.len();
             let matched = matches_prototype(candidate.prototype, found);
@@ -261,7 +267,10 @@ mod tests {
                         .insert(target, candidate.prototype.iter().map(first).collect());
                 }
                 Mechanism::FExit => {
-                    features.functions.insert(target, candidate.prototype.iter().map(|types| (*types).to_owned()).collect());
+                    features.functions.insert(
+                        target,
+                        candidate.prototype.iter().map(|types| (*types).to_owned()).collect(),
+                    );
                 }
                 Mechanism::Tracepoint => {
                     features.events.as_mut().unwrap().insert(target);

@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 
 use super::verdict::{Look, Namespace, Pod, Recorded, Sample};
+use crate::cgroup::{self, ContainerId, PodCgroup};
 use crate::config::Config;
 use crate::event::{Nanos, PodSpec, PodUid, role};
-use crate::host::cgroup::{self, ContainerId, PodCgroup};
 use crate::host::cgroupfs::{CgroupFs, CgroupFsError};
 use crate::host::kubelet::{Records, read_records};
 use crate::host::pods_file::{PodsFileError, read_pods};

@@ -227,7 +227,14 @@ impl World {
         self.event(hook, reasons, Body::Suspect(event));
     }
 
-    pub(crate) fn asks(&mut self, container: u64, actor: &Actor, capability: u32, relation: Relation, ret: i32) {
+    pub(crate) fn asks(
+        &mut self,
+        container: u64,
+        actor: &Actor,
+        capability: u32,
+        relation: Relation,
+        ret: i32,
+    ) {
         let mut event = self.placed(container, actor);
         event.call = Some(Call {
             operation: Operation::Capability,

@@ -34,7 +34,7 @@ fn cgroup_mkdir(ctx: BtfTracePointContext) -> i32 {
     }
     let id = cgroup.id();
     let container = if role == role::NESTED { parent.container } else { id };
-    if CGROUPS.insert(id, WatchedCgroup { role, reserved: 0, container }, 0).is_err() {
+    if CGROUPS.insert(id, WatchedCgroup { role, told: 0, container }, 0).is_err() {
         count(Counter::CgroupsFull);
     }
     // what a workload makes below its own container is its business
@@ -76,6 +76,7 @@ fn cgroup_attach_task(ctx: BtfTracePointContext) -> i32 {
             lineage.container = watched.container;
         }
         (None, Some(lineage)) if lineage.state == state::ENTERING && lineage.flags & flag::WORKLOAD == 0 => {
+            emit::gone(EventKind::Left, Hook::CgroupAttach, task, lineage.container);
             task.forget_lineage();
         }
         _ => {}

@@ -105,7 +105,7 @@ fn sched_process_exit(ctx: BtfTracePointContext) -> i32 {
     let Some(lineage) = task.lineage() else { return 0 };
     lineage::inspect(task, lineage, Hook::Exit);
     if task.is_last_thread() {
-        emit::exit(task, lineage.container);
+        emit::gone(EventKind::Exit, Hook::Exit, task, lineage.container);
     }
     0
 }

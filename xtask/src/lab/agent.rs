@@ -95,7 +95,8 @@ impl Agent {
         command.args(["run", "--output", "json", "--listen", "127.0.0.1:0"]);
         command.arg("--kubelet-root").arg(lab.kubelet_root()).arg("--cgroup-root").arg(lab.cgroup_root());
         // the lab's runtimes are in none of the places where a distribution puts them
-        let runtimes = [&lab.runtimes().runc.path, &lab.runtimes().crun.path].map(|path| path.display().to_string());
+        let runtimes =
+            [&lab.runtimes().runc.path, &lab.runtimes().crun.path].map(|path| path.display().to_string());
         command.arg("--runtime-paths").arg(runtimes.join(","));
         command.args(extra_args);
         Self::spawn(command, lab.file("agent.log"), READY_TIMEOUT)

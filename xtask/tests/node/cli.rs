@@ -83,10 +83,14 @@ fn version_and_ps_work() -> Result<()> {
     let range = xtask::lab::IdRange::nth(45_000);
     let spec = xtask::lab::PodSpec { name: "p".into(), record: Some(range), ..Default::default() };
     let pod = node.lab.pod(spec)?;
-    let sound = pod.run(xtask::lab::ContainerSpec { mapping: Some(range.mapping()), ..Default::default() })?;
+    let sound =
+        pod.run(xtask::lab::ContainerSpec { mapping: Some(range.mapping()), ..Default::default() })?;
     let good = run(&node.bin, &[&["ps", "--output", "json"], &flags[..]].concat())?;
     let text = String::from_utf8_lossy(&good.stdout).into_owned();
-    ensure!(good.status.code() == Some(0) && text.contains("honoured") && text.contains(sound.id()), "{text}");
+    ensure!(
+        good.status.code() == Some(0) && text.contains("honoured") && text.contains(sound.id()),
+        "{text}"
+    );
     let ignored = pod.run(xtask::lab::ContainerSpec::default())?;
     let bad = run(&node.bin, &[&["ps"], &flags[..]].concat())?;
     let text = String::from_utf8_lossy(&bad.stdout).into_owned();

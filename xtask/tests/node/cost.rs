@@ -102,7 +102,9 @@ fn totals() -> Option<(f64, f64)> {
         let Ok(infos) = fs::read_dir(process.path().join("fdinfo")) else { continue };
         for info in infos.flatten() {
             let text = fs::read_to_string(info.path()).unwrap_or_default();
-            let (Some(runs), Some(nanos)) = (field(&text, "run_cnt"), field(&text, "run_time_ns")) else { continue };
+            let (Some(runs), Some(nanos)) = (field(&text, "run_cnt"), field(&text, "run_time_ns")) else {
+                continue;
+            };
             if best.is_none_or(|(most, _)| runs > most) {
                 best = Some((runs, nanos));
             }

@@ -62,9 +62,13 @@ fn an_agent_that_starts_late_finds_what_one_that_started_early_does() -> Result<
     let mut uids = Vec::new();
     let zero = IdRange { first: 0, length: 65_536 };
     let (one, two) = (IdRange::nth(41_000), IdRange::nth(41_001));
-    for (record, mapping) in
-        [(one, Some(one)), (one, Some(one)), (two, None), (zero, Some(zero)), (IdRange::nth(41_002), Some(two))]
-    {
+    for (record, mapping) in [
+        (one, Some(one)),
+        (one, Some(one)),
+        (two, None),
+        (zero, Some(zero)),
+        (IdRange::nth(41_002), Some(two)),
+    ] {
         for runtime in [RuntimeName::Runc, RuntimeName::Crun] {
             let pod = lab.pod(PodSpec { name: "p".into(), record: Some(record), ..PodSpec::default() })?;
             let mapping = mapping.map(IdRange::mapping);
@@ -89,7 +93,9 @@ fn an_agent_that_starts_late_finds_what_one_that_started_early_does() -> Result<
         all.iter().filter(|(rule, _)| rule != skip).cloned().collect()
     };
     ensure!(of(&found, "I7") == of(&expected, "I7"), "early {expected:?}\nlate {found:?}");
-    let count = |agent: &Agent| agent.findings().iter().filter(|line| line.text("/finding/rule/id") == Some("I7")).count();
+    let count = |agent: &Agent| {
+        agent.findings().iter().filter(|line| line.text("/finding/rule/id") == Some("I7")).count()
+    };
     ensure!(count(&late) >= 1, "no unsafe range found late");
     let ids = |lines: Vec<xtask::lab::Line>| -> BTreeSet<String> {
         lines.iter().filter_map(|line| line.text("/finding/id").map(str::to_owned)).collect()
@@ -104,12 +110,19 @@ fn an_agent_that_starts_late_finds_what_one_that_started_early_does() -> Result<
 fn names_and_arguments_of_any_bytes_come_out_as_one_line_of_json() -> Result<()> {
     let Some(node) = Node::new("names_and_arguments_of_any_bytes")? else { return Ok(()) };
     let agent = node.agent(&[])?;
-    let pod = node.lab.pod(PodSpec { name: "p".into(), record: Some(IdRange::nth(42_000)), ..PodSpec::default() })?;
+    let pod = node.lab.pod(PodSpec {
+        name: "p".into(),
+        record: Some(IdRange::nth(42_000)),
+        ..PodSpec::default()
+    })?;
     // busybox, which must stay the name's beginning, under one with a newline, a quote, an escape and no UTF-8
-    let script = "n=$(printf '/tmp/busybox\\n\"\\033[31m\\377'); cp /bin/busybox \"$n\"; exec \"$n\" sleep 3600";
-    let spec = ContainerSpec { args: ["sh", "-c", script].map(str::to_owned).to_vec(), ..ContainerSpec::default() };
+    let script =
+        "n=$(printf '/tmp/busybox\\n\"\\033[31m\\377'); cp /bin/busybox \"$n\"; exec \"$n\" sleep 3600";
+    let spec =
+        ContainerSpec { args: ["sh", "-c", script].map(str::to_owned).to_vec(), ..ContainerSpec::default() };
     let container = pod.run(spec)?;
-    let mut shell = ProcessSpec::new(&["sh", "-c", "true 'a\nb' \"c\\\"d\" '\u{1b}[2J\u{202e}'; nsenter -t 1 -u true"]);
+    let mut shell =
+        ProcessSpec::new(&["sh", "-c", "true 'a\nb' \"c\\\"d\" '\u{1b}[2J\u{202e}'; nsenter -t 1 -u true"]);
     shell.capabilities = Capabilities::All;
     container.exec_process(&shell)?;
     agent.wait_for(|line| line.text("/finding/rule/id") == Some("I5"), Duration::from_secs(5))?;

@@ -83,7 +83,8 @@ fn losses(metrics: &str) -> Vec<String> {
 
 #[test]
 fn metrics_are_read_by_name_and_label() {
-    let text = "# HELP a b\na{x=\"1\",y=\"2\"} 3\na{x=\"2\"} 4\nab 9\nuserns_sink_errors_total{sink=\"file\"} 1\n";
+    let text =
+        "# HELP a b\na{x=\"1\",y=\"2\"} 3\na{x=\"2\"} 4\nab 9\nuserns_sink_errors_total{sink=\"file\"} 1\n";
     assert!((metric(text, "a", &[("x", "1")]) - 3.0).abs() < f64::EPSILON);
     assert!((metric(text, "a", &[]) - 7.0).abs() < f64::EPSILON);
     assert_eq!(losses(text).len(), 1);

@@ -39,7 +39,11 @@ fn rounds(runtime: RuntimeName, test: &str) -> Result<()> {
     }
     let took = started.elapsed();
     std::thread::sleep(Duration::from_millis(2500));
-    ensure!(agent.findings().is_empty(), "{:?}", agent.findings().iter().map(|line| &line.json).collect::<Vec<_>>());
+    ensure!(
+        agent.findings().is_empty(),
+        "{:?}",
+        agent.findings().iter().map(|line| &line.json).collect::<Vec<_>>()
+    );
     let metrics = agent.http_get("/metrics")?.body;
     ensure!(losses(&metrics).is_empty(), "{:?}", losses(&metrics));
     let entries = metric(&metrics, "userns_events_total", &[("kind", "entry")]);

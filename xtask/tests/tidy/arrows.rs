@@ -6,7 +6,7 @@ use crate::{
 };
 
 /// Modules and files whose output depends on their input alone.
-pub(crate) const PURE: [&str; 6] = ["core", "decode", "event", "kernel/plan", "kernel/btf", "host/cgroup"];
+pub(crate) const PURE: [&str; 6] = ["core", "decode", "event", "kernel/plan", "kernel/btf", "cgroup"];
 
 /// The only file of the kernel side that follows kernel pointers.
 pub(crate) const KERNEL_READER: &str = "userns-ebpf/src/task.rs";
@@ -35,7 +35,7 @@ enum Imports {
 const ARROWS: [(&str, Imports); 6] = [
     ("event", Imports::Only(&["event"])),
     ("decode", Imports::Only(&["event", "core", "decode"])),
-    ("core", Imports::Only(&["event", "core", "decode"])),
+    ("core", Imports::Only(&["cgroup", "event", "core", "decode"])),
     ("kernel", Imports::Never(&["host", "sink", "core"])),
     ("host", Imports::Never(&["kernel", "sink"])),
     ("sink", Imports::Never(&["kernel", "host"])),
@@ -149,7 +149,7 @@ mod tests {
 
     #[test]
     fn the_core_knows_no_shell() {
-        let sample = agent("core/rules/a.rs", "use crate::{event::Id, host::cgroup};\n");
+        let sample = agent("core/rules/a.rs", "use crate::{event::Id, host::proc};\n");
         assert_eq!(against_the_arrows(&sample).len(), 1);
         let sample =
             agent("decode.rs", "fn f() {\n    crate::kernel::load();\n    super::host::read();\n}\n");

@@ -3,7 +3,6 @@
 //! A rule is a function from a file's path and text to what is wrong with it, so that each is tested on a
 //! violating sample beside its definition; the tests here apply the rules to the repository.
 
-
 mod arrows;
 mod commands;
 mod files;

@@ -1,6 +1,6 @@
 //! I1: credentials left the pod's user namespace.
 
-use userns_common::kind::state;
+use userns_common::kind::{reason, state};
 
 use super::{Observed, Rule, who};
 use crate::core::finding::{Confidence, Severity};
@@ -28,7 +28,11 @@ pub(super) const RULE: Rule = Rule {
 pub(super) fn on_task(observed: &Observed<'_>) -> Vec<Detection> {
     let task = &observed.event.task;
     let now_in = task.pod_userns.map_or(0, |ns| ns.inum);
-    if task.lineage.state != state::INSIDE || now_in == task.lineage.userns_inum {
+    // the kernel tells once a lineage: what the process and its children do next is the same escape
+    if observed.reasons & reason::LEFT_USERNS == 0
+        || task.lineage.state != state::INSIDE
+        || now_in == task.lineage.userns_inum
+    {
         return Vec::new();
     }
     let (was, is) = (task.lineage.userns_inum, task.userns.inum);

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags, fstat, openat, statat, statfs};
 use rustix::io::Errno;
 
-use super::cgroup::role_of;
+use crate::cgroup::role_of;
 use crate::event::{Cgroup, CgroupId, Text, role};
 
 /// `CGROUP2_SUPER_MAGIC` (include/uapi/linux/magic.h).

@@ -1,3 +1,5 @@
+//! The walk of cgroupfs, over directories made for it.
+
 use super::*;
 use std::fs;
 

@@ -3,6 +3,7 @@
 use serde::Deserialize;
 
 use crate::event::{Extent, KubeletRecord};
+use crate::host::brief;
 
 /// Largest record that is read. Kubelet's own are about 130 bytes.
 pub const MAX_RECORD_BYTES: usize = 64 * 1024;
@@ -16,8 +17,12 @@ pub enum RecordError {
     #[error("it is larger than {MAX_RECORD_BYTES} bytes")]
     TooLarge,
     /// It is not the JSON that kubelet writes.
-    #[error("it is not what kubelet writes: {0}")]
-    Json(#[from] serde_json::Error),
+    #[error("it is not what kubelet writes: {}", brief(&source.to_string()))]
+    Json {
+        /// What the parser says, with line and column.
+        #[from]
+        source: serde_json::Error,
+    },
     /// A mapping maps nothing, or there are more than the kernel takes.
     #[error("{key} {reason}")]
     Mappings {

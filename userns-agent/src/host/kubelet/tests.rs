@@ -1,3 +1,5 @@
+//! Kubelet's records: parsing, watching, and what can be wrong with them.
+
 use std::fs;
 use std::os::unix::fs::{PermissionsExt as _, symlink};
 use std::path::PathBuf;

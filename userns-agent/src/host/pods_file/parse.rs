@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use serde::Deserialize;
 
 use crate::event::{PodSpec, PodUid};
+use crate::host::brief;
 
 /// Largest pods file that is read: some 3 KiB a pod as an API server serves them, for thousands of pods.
 pub const MAX_PODS_FILE_BYTES: usize = 32 * 1024 * 1024;
@@ -22,12 +23,12 @@ pub enum PodsError {
         offset: usize,
     },
     /// It is no JSON, or not of the form of Pod objects.
-    #[error("document {document} is no Pod object: {source}")]
+    #[error("document {document} is no Pod object: {reason}")]
     Json {
         /// Which document.
         document: usize,
-        /// What the parser says.
-        source: serde_json::Error,
+        /// What the parser says, with line and column.
+        reason: String,
     },
     /// It is no YAML, or not of the form of Pod objects.
     #[error("it is no YAML of Pod objects: {reason}")]
@@ -114,7 +115,10 @@ pub fn parse_pods(bytes: &[u8]) -> Result<Vec<PodSpec>, PodsError> {
 fn json(text: &str) -> Result<Vec<Option<Object>>, PodsError> {
     let documents = serde_json::Deserializer::from_str(text).into_iter();
     let number = |(index, document): (usize, Result<_, _>)| {
-        document.map_err(|source| PodsError::Json { document: index + 1, source })
+        document.map_err(|error: serde_json::Error| PodsError::Json {
+            document: index + 1,
+            reason: brief(&error.to_string()),
+        })
     };
     documents.enumerate().map(number).collect()
 }
@@ -132,7 +136,7 @@ fn yaml(text: &str) -> Result<Vec<Option<Object>>, PodsError> {
         with_snippet: false,
     };
     serde_saphyr::from_multiple_with_options(text, options)
-        .map_err(|error| PodsError::Yaml { reason: error.to_string() })
+        .map_err(|error| PodsError::Yaml { reason: brief(&error.to_string()) })
 }
 
 fn read_document(object: Object, document: usize, pods: &mut Vec<PodSpec>) -> Result<(), PodsError> {
@@ -145,11 +149,11 @@ fn read_document(object: Object, document: usize, pods: &mut Vec<PodSpec>) -> Re
                 // items of a PodList need not say what they are
                 match item.kind.as_deref() {
                     None | Some("Pod") => pods.push(read_pod(item, &at)?),
-                    Some(kind) => return Err(PodsError::Kind { at, kind: format!("kind {kind}") }),
+                    Some(kind) => return Err(PodsError::Kind { at, kind: brief(&format!("kind {kind}")) }),
                 }
             }
         }
-        Some(kind) => return Err(PodsError::Kind { at, kind: format!("kind {kind}") }),
+        Some(kind) => return Err(PodsError::Kind { at, kind: brief(&format!("kind {kind}")) }),
         None => return Err(PodsError::Kind { at, kind: "no kind".to_owned() }),
     }
     Ok(())

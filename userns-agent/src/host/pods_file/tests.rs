@@ -1,3 +1,5 @@
+//! Files of Pod objects: forms, mistakes, reloading.
+
 use std::fs;
 
 use super::*;
@@ -119,6 +121,21 @@ fn what_is_no_pod_is_named() {
     assert!(error("kind: Pod\nkind: Pod").contains("line 2"));
     assert!(matches!(parse_pods(b"kind: \xff"), Err(PodsError::NotUtf8 { offset: 6 })));
     assert!(matches!(parse_pods(&vec![b' '; MAX_PODS_FILE_BYTES + 1]), Err(PodsError::TooLarge)));
+}
+
+#[test]
+fn messages_are_short_and_plain() {
+    let long = format!("\u{1b}[2J{}", "x".repeat(1_000_000));
+    let json = |text: &str| serde_json::Value::from(text).to_string();
+    for text in [
+        format!("{{\"kind\":{}}}", json(&long)),
+        format!("{{\"kind\":\"Pod\",\"spec\":{{\"hostUsers\":{}}}}}", json(&long)),
+        format!("kind: Pod\nspec:\n  hostUsers: {}", json(&long)),
+        format!("kind: {}", json(&long)),
+    ] {
+        let error = error(&text);
+        assert!(error.len() < 500 && !error.contains(char::is_control), "{} bytes", error.len());
+    }
 }
 
 #[test]

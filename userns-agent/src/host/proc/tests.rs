@@ -1,3 +1,5 @@
+//! Files of procfs, from directories made for it.
+
 use std::os::unix::fs::symlink;
 use std::process::{Command, Stdio};
 
