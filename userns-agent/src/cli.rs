@@ -76,7 +76,7 @@ Exit codes:
   77  not permitted: not root, or a capability is missing
 
 Examples:
-  userns-agent run --output json | jq .why
+  userns-agent run --output json | jq .finding.why
   userns-agent run --config /etc/userns-agent/config.yaml
   USERNS_AGENT_LISTEN=0.0.0.0:9477 userns-agent run";
 

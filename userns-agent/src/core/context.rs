@@ -65,7 +65,7 @@ impl<'a> Context<'a> {
         self.promise() == Promise::UserNamespace
     }
 
-    /// Whether a task can be a runtime at work, see [`Runtimes::possible`].
+    /// Whether a task can be a container runtime at work, judged by its executable and not by its name.
     #[must_use]
     pub fn may_be_runtime(&self, event: &TaskEvent) -> bool {
         self.runtimes.possible(event)

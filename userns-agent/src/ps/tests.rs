@@ -1,3 +1,5 @@
+//! `ps` on a node made of directories: what it sees, and what it prints.
+
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::Path;

@@ -1,3 +1,5 @@
+//! Verdicts, case by case.
+
 use super::*;
 
 const HOST: u32 = 4_026_531_837;
