@@ -20,7 +20,7 @@ use crate::cli::ExitCode;
 use crate::config::Config;
 use crate::core::{Engine, Output};
 use crate::decode::decode;
-use crate::event::{Fact, Input};
+use crate::event::{Counter, Fact, Input};
 use crate::host::cgroupfs::CgroupFsError;
 use crate::kernel::features::FeatureError;
 use crate::kernel::load::{LoadError, Loaded, Sweep, SweepError};
@@ -103,6 +103,8 @@ struct App {
     sources: setup::Sources,
     outputs: Outputs,
     clock: setup::Clock,
+    /// Tasks that got no lineage, as far as a sweep has looked after them.
+    without_lineage: u64,
     /// A sweep under way.
     sweeping: Option<JoinHandle<Swept>>,
     /// Reused between inputs.
@@ -237,7 +239,14 @@ impl App {
     fn count(&mut self) {
         self.learn(vec![Fact::Aggregates(self.loaded.aggregates())]);
         let health = self.health();
-        self.outputs.count(&self.engine.stats(), &self.loaded, &health);
+        let counters = self.loaded.counters();
+        self.outputs.count(&self.engine.stats(), &counters, self.loaded.nr_watched(), &health);
+        let without: u64 =
+            counters.iter().filter(|(counter, _)| *counter == Counter::LineageFailed).map(|row| row.1).sum();
+        if without > self.without_lineage && self.sweeping.is_none() {
+            self.without_lineage = without;
+            self.sweep();
+        }
     }
 
     fn health(&self) -> Vec<(&'static str, crate::host::SourceHealth)> {

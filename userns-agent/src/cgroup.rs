@@ -76,11 +76,13 @@ const PREFIXES: [(&str, &str); 8] = [
     ("nerdctl-", "containerd"),
 ];
 
+const LONGEST_NAME: usize = CGROUP_NAME_LEN - 2;
+
 /// The role of a directory called `name` whose parent has role `parent`.
 #[must_use]
 pub fn role_of(parent: u32, name: &[u8]) -> u32 {
-    // The kernel side keeps a terminating NUL, so a name that fills the buffer is longer than it can tell apart.
-    match to_name(name).filter(|_| name.len() < CGROUP_NAME_LEN) {
+    // The kernel side keeps a terminating NUL, and takes a name that leaves no room after it for one that was cut.
+    match to_name(name).filter(|_| name.len() <= LONGEST_NAME) {
         Some((buffer, len)) => classify(parent, &buffer, len),
         None if parent == role::NONE => role::NONE,
         None => {
@@ -279,6 +281,9 @@ mod tests {
         assert_eq!(role_of(role::POD, long.as_bytes()), role::CONTAINER);
         assert_eq!(role_of(role::POD, format!("crio-conmon-{long}").as_bytes()), role::MONITOR);
         assert_eq!(role_of(role::NONE, format!("{long}-pod{HASH}.slice").as_bytes()), role::NONE);
+        let slice = |len: usize| format!("{}-pod{HASH}.slice", "a".repeat(len - HASH.len() - 10));
+        assert_eq!(role_of(role::NONE, slice(LONGEST_NAME).as_bytes()), role::POD);
+        assert_eq!(role_of(role::NONE, slice(LONGEST_NAME + 1).as_bytes()), role::NONE);
         let found = parse(&format!("/{long}/pod{UID}/{long}/{long}")).unwrap();
         assert_eq!((found.container.unwrap().id, found.below), (long, 1));
     }
@@ -324,7 +329,7 @@ mod tests {
             let Some(found) = parse(&path) else { continue };
             pods += 1;
             let named =
-                path.split('/').filter(|component| component.len() < CGROUP_NAME_LEN).find_map(|component| {
+                path.split('/').filter(|component| component.len() <= LONGEST_NAME).find_map(|component| {
                     let uid = match component.strip_suffix(".slice") {
                         Some(stem) => stem.rsplit_once("-pod").filter(|(before, _)| !before.is_empty())?.1,
                         None => component.strip_prefix("pod")?,

@@ -101,7 +101,9 @@ stable_numbers! {
         EvidenceLost = 0 => "evidence_ring_full",
         /// Bulk records lost because their ring was full.
         BulkLost = 1 => "bulk_ring_full",
-        /// Task storage could not be allocated: the task's lineage is unknown until the next sweep.
+        /// Task storage could not be allocated, most often because a task that was using it was preempted on this CPU
+        /// (kernel/bpf/bpf_task_storage.c, `bpf_task_storage_trylock`). The lineage is made up for when the task
+        /// executes or forks, or by the sweep that the agent begins when it sees this counter rise.
         LineageFailed = 2 => "lineage_alloc",
         /// The table of watched cgroups was full.
         CgroupsFull = 3 => "cgroup_table_full",

@@ -13,9 +13,9 @@ use crate::config::{Config, Output};
 use crate::core::finding::{Finding, Status as FindingStatus};
 use crate::core::{Promise, Stats};
 use crate::decode::DecodeError;
-use crate::event::Event;
+use crate::event::{Counter, Event};
 use crate::host::{SourceHealth, SourceState};
-use crate::kernel::load::{Loaded, SweepError};
+use crate::kernel::load::SweepError;
 use crate::kernel::status::Probe;
 use crate::sink::http::{self, StatusSource};
 use crate::sink::metrics::MetricsError;
@@ -215,10 +215,16 @@ impl Outputs {
     }
 
     /// Sets the metrics and `/status` from the numbers as they stand.
-    pub(super) fn count(&mut self, stats: &Stats, loaded: &Loaded, health: &[(&'static str, SourceHealth)]) {
+    pub(super) fn count(
+        &mut self,
+        stats: &Stats,
+        counters: &[(Counter, u64)],
+        watched: u64,
+        health: &[(&'static str, SourceHealth)],
+    ) {
         let metrics = &self.metrics;
-        for (counter, total) in loaded.counters() {
-            metrics.kernel_counter(counter, total);
+        for (counter, total) in counters {
+            metrics.kernel_counter(*counter, *total);
         }
         for promise in [Promise::UserNamespace, Promise::HostUsers, Promise::Unknown] {
             metrics.pods(promise, stats.pods_promised(promise));
@@ -239,7 +245,7 @@ impl Outputs {
         let tables = vec![
             TableReport { name: "containers", used: stats.containers as u64, capacity: self.limits.0 },
             TableReport { name: "processes", used: stats.processes as u64, capacity: self.limits.1 },
-            TableReport { name: "watched_cgroups", used: loaded.nr_watched(), capacity: CGROUPS },
+            TableReport { name: "watched_cgroups", used: watched, capacity: CGROUPS },
         ];
         self.status.update(|status| (status.sources, status.tables) = (sources, tables));
     }

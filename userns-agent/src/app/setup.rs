@@ -109,6 +109,7 @@ pub(super) async fn start(config: &Config) -> Result<App, RunError> {
         sources,
         outputs,
         clock: Clock,
+        without_lineage: 0,
         sweeping: None,
         decided: Vec::new(),
     };

@@ -47,7 +47,9 @@ fn rounds(runtime: RuntimeName, test: &str) -> Result<()> {
     let metrics = agent.http_get("/metrics")?.body;
     ensure!(losses(&metrics).is_empty(), "{:?}", losses(&metrics));
     let entries = metric(&metrics, "userns_events_total", &[("kind", "entry")]);
-    println!("{test}: {ROUNDS} rounds in {took:.1?}, {entries} entries seen");
+    let late = metric(&metrics, "userns_kernel_loss_total", &[("counter", "lineage_alloc")]);
+    println!("{test}: {ROUNDS} rounds in {took:.1?}, {entries} entries seen, {late} lineages made up for");
+    ensure!(late < f64::from(ROUNDS) / 50.0, "{late} lineages could not be allocated");
     ensure!(entries >= f64::from(ROUNDS), "only {entries} entries were seen");
     Ok(())
 }
