@@ -275,6 +275,24 @@ fn await_finding(
     Ok(Planted { what: what.to_owned(), rule, pod: uid.to_owned(), finding, delay })
 }
 
+/// Whom a finding names, with its user id in both views.
+fn subject(finding: &Line) -> String {
+    let text = |pointer| finding.text(pointer).unwrap_or("?");
+    let number = |pointer| {
+        let value = finding.json.pointer(pointer).and_then(serde_json::Value::as_u64);
+        value.map_or_else(|| "none".to_owned(), |value| value.to_string())
+    };
+    format!(
+        "pod {}, container {:.12}, process {}[{}], uid {} on the host and {} in the pod",
+        text("/pod/uid"),
+        text("/container/id"),
+        text("/process/comm"),
+        number("/process/pid"),
+        number("/process/ids/uid/host"),
+        number("/process/ids/uid/container"),
+    )
+}
+
 /// The middle of some durations; of an even number the upper of the two.
 #[must_use]
 pub fn median(mut delays: Vec<Duration>) -> Duration {
@@ -320,6 +338,7 @@ fn one(bin: &Path, lab: &Lab, runtime: RuntimeName, json: bool) -> Result<Vec<Pl
         println!("{} with {runtime}", planted.what);
         println!("  → {} after {:.1?}", planted.rule, planted.delay);
         println!("    {}", planted.finding.text("/finding/why").unwrap_or_default());
+        println!("    {}", subject(&planted.finding));
         if json {
             println!("    {}", planted.finding.json);
         }
