@@ -76,6 +76,16 @@ pub(crate) fn task(task: Task, lineage: &Lineage, report: &Report) -> bool {
     // SAFETY: ring memory is initialised from the verifier's view and any bytes are a valid TaskRecord.
     let record = unsafe { &mut *entry.as_mut_ptr() };
     fill(record, task, lineage, report);
+    #[cfg(feature = "log")]
+    aya_log_ebpf::debug!(
+        (),
+        "record of kind {} at hook {}: task {}, lineage {}, reasons {}",
+        record.header.kind,
+        record.header.hook,
+        record.task.tid,
+        lineage.state,
+        report.reasons
+    );
     entry.submit(0);
     count(sent);
     true
