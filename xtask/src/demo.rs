@@ -46,6 +46,21 @@ pub struct Planted {
     pub delay: Duration,
 }
 
+/// Where the day is played.
+struct On<'a> {
+    lab: &'a Lab,
+    agent: &'a Agent,
+    runtime: RuntimeName,
+    driver: CgroupDriver,
+}
+
+impl On<'_> {
+    fn container(&self, mapping: Option<IdRange>) -> ContainerSpec {
+        let mapping = mapping.map(IdRange::mapping);
+        ContainerSpec { runtime: self.runtime, mapping, ..ContainerSpec::default() }
+    }
+}
+
 /// Everything that has to stay alive until the end.
 #[derive(Debug, Default)]
 pub struct Stage {
@@ -63,15 +78,16 @@ pub struct Stage {
 pub fn play(lab: &Lab, agent: &Agent, runtime: RuntimeName, driver: CgroupDriver) -> Result<Vec<Planted>> {
     let mut stage = Stage { next_range: 40_000, ..Stage::default() };
     let mut planted = Vec::new();
-    let honest = stage.honest(lab, runtime, driver)?;
-    planted.push(stage.ignored(lab, agent, runtime, driver)?);
+    let on = &On { lab, agent, runtime, driver };
+    let honest = stage.honest(on)?;
+    planted.push(stage.ignored(on)?);
     planted.push(stage.intruder(agent, "its capabilities over the host used by a shell", "I5")?);
-    planted.push(stage.host_root(lab, agent, runtime, driver)?);
-    stage.tame(lab, runtime, driver)?;
+    planted.push(stage.host_root(on)?);
+    stage.tame(on)?;
     planted.push(stage.intruder(agent, "a way out tried by a shell in a sound container", "I11")?);
-    stage.tame(lab, runtime, driver)?;
+    stage.tame(on)?;
     planted.push(stage.moved(lab, agent)?);
-    planted.push(stage.overlap(lab, agent, runtime, driver)?);
+    planted.push(stage.overlap(on)?);
     agent.settle(Duration::from_millis(300))?;
     let expected: Vec<(&str, &str)> =
         planted.iter().map(|planted| (planted.pod.as_str(), planted.rule)).collect();
@@ -133,17 +149,15 @@ impl Stage {
     }
 
     /// Starts a container as its pod was promised; nothing may be said of it.
-    fn tame(&mut self, lab: &Lab, runtime: RuntimeName, driver: CgroupDriver) -> Result<Pod> {
+    fn tame(&mut self, on: &On<'_>) -> Result<Pod> {
         let range = self.range();
-        let pod = self.pod(lab, "sound", driver, range)?;
-        let container =
-            pod.run(ContainerSpec { runtime, mapping: Some(range.mapping()), ..ContainerSpec::default() })?;
-        self.containers.push(container);
+        let pod = self.pod(on.lab, "sound", on.driver, range)?;
+        self.containers.push(pod.run(on.container(Some(range)))?);
         Ok(pod)
     }
 
-    fn honest(&mut self, lab: &Lab, runtime: RuntimeName, driver: CgroupDriver) -> Result<Pod> {
-        let pod = self.tame(lab, runtime, driver)?;
+    fn honest(&mut self, on: &On<'_>) -> Result<Pod> {
+        let pod = self.tame(on)?;
         if let Some(container) = self.containers.last() {
             for _ in 0..5 {
                 let output = container.exec(&["sh", "-c", ROUTINE])?;
@@ -157,61 +171,37 @@ impl Stage {
         Ok(pod)
     }
 
-    fn ignored(
-        &mut self,
-        lab: &Lab,
-        agent: &Agent,
-        runtime: RuntimeName,
-        driver: CgroupDriver,
-    ) -> Result<Planted> {
-        let range = self.range();
-        let pod = self.pod(lab, "ignored", driver, range)?;
-        let container =
-            pod.container(ContainerSpec { runtime, mapping: None, ..ContainerSpec::default() })?;
-        self.start(agent, container, pod.uid(), "a runtime that ignores the promise", "I3")
+    fn ignored(&mut self, on: &On<'_>) -> Result<Planted> {
+        let record = self.range();
+        self.broken(on, "a runtime that ignores the promise", "I3", record, None)
     }
 
-    fn host_root(
-        &mut self,
-        lab: &Lab,
-        agent: &Agent,
-        runtime: RuntimeName,
-        driver: CgroupDriver,
-    ) -> Result<Planted> {
-        let range = IdRange { first: 0, length: 65_536 };
-        let pod = self.pod(lab, "host-root", driver, range)?;
-        let mapping = Some(range.mapping());
-        let container = pod.container(ContainerSpec { runtime, mapping, ..ContainerSpec::default() })?;
-        self.start(agent, container, pod.uid(), "a range that begins at host id 0", "I7")
+    fn host_root(&mut self, on: &On<'_>) -> Result<Planted> {
+        let record = IdRange { first: 0, length: 65_536 };
+        self.broken(on, "a range that begins at host id 0", "I7", record, Some(record))
     }
 
-    fn overlap(
-        &mut self,
-        lab: &Lab,
-        agent: &Agent,
-        runtime: RuntimeName,
-        driver: CgroupDriver,
-    ) -> Result<Planted> {
-        self.tame(lab, runtime, driver)?;
-        let range = IdRange::nth(self.next_range);
-        let pod = self.pod(lab, "overlapping", driver, range)?;
-        let mapping = Some(range.mapping());
-        let container = pod.container(ContainerSpec { runtime, mapping, ..ContainerSpec::default() })?;
-        self.start(agent, container, pod.uid(), "two pods with the same range", "I7")
+    fn overlap(&mut self, on: &On<'_>) -> Result<Planted> {
+        self.tame(on)?;
+        let record = IdRange::nth(self.next_range);
+        self.broken(on, "two pods with the same range", "I7", record, Some(record))
     }
 
-    fn start(
+    /// A container that is wrong from its first program on.
+    fn broken(
         &mut self,
-        agent: &Agent,
-        container: Container,
-        uid: &str,
+        on: &On<'_>,
         what: &str,
         rule: &'static str,
+        record: IdRange,
+        mapping: Option<IdRange>,
     ) -> Result<Planted> {
+        let pod = self.pod(on.lab, "broken", on.driver, record)?;
+        let container = pod.container(on.container(mapping))?;
         container.create()?;
         let act = Instant::now();
         container.start()?;
-        let planted = await_finding(agent, what, rule, uid, container.id(), act);
+        let planted = await_finding(on.agent, what, rule, pod.uid(), container.id(), act);
         self.containers.push(container);
         planted
     }

@@ -21,6 +21,9 @@ pub struct Context<'a> {
     pub(super) state: &'a State,
 }
 
+/// File names of executables that enter containers' cgroups before they join the user namespace.
+const NAMES: [&str; 6] = ["runc", "crun", "youki", "conmon", "conmonrs", "crio"];
+
 /// Container runtimes' executables.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Runtimes {
@@ -34,21 +37,20 @@ impl Runtimes {
         Self { images: images.iter().map(|image| (image.dev, image.ino)).collect() }
     }
 
-    /// Whether a task can be a runtime at work. Its command name is no evidence, as anyone can choose it; its
-    /// executable is: a known one, or one that has no name any more. runc re-executes itself from a sealed memfd,
-    /// or from a file on an overlay that only it has mounted, which shows as a file without a block device that
-    /// carries the runtime's file name. Being possible is worth the grace period and nothing more.
+    /// Whether a task can be a runtime at work. Its command name is no evidence, as a process chooses it at will; its
+    /// executable is: a known one, one that has no name any more (runc re-executes itself from a sealed memfd), or
+    /// one with a runtime's file name (installed elsewhere, or the copy that runc mounts for itself alone). Being
+    /// possible is worth the grace period and nothing more.
     #[must_use]
     pub(super) fn possible(&self, event: &TaskEvent) -> bool {
-        const MINOR_BITS: u32 = 20;
         let image = event.task.image;
-        if image.ino == 0 || image.nlink == 0 || self.images.contains(&(image.dev, image.ino)) {
-            return true;
-        }
-        let file_name = event.path.as_str().rsplit('/').next().unwrap_or_default();
-        let sealed = ["runc", "crun", "youki"].contains(&file_name)
-            || event.path.as_str().starts_with("/proc/self/fd/");
-        image.dev >> MINOR_BITS == 0 && sealed
+        let path = event.path.as_str();
+        let file_name = path.rsplit('/').next().unwrap_or_default();
+        image.ino == 0
+            || image.nlink == 0
+            || self.images.contains(&(image.dev, image.ino))
+            || NAMES.contains(&file_name)
+            || path.starts_with("/proc/self/fd/")
     }
 }
 

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
-use userns_common::kind::{Operation, Relation, lineage, state};
+use userns_common::kind::{Hook, Operation, Relation, lineage, origin, state};
 
 use super::context::{Context, Runtimes};
 use super::finding::{CapabilityUse, ContainerRef, Finding, PodRef};
@@ -199,11 +199,11 @@ impl Engine {
         out: &mut Vec<Output>,
     ) {
         self.state.complete(&mut event);
-        if hook == "sched_process_exec" && !event.args.is_empty() {
+        if hook == Hook::Exec.name() && !event.args.is_empty() {
             self.state.executed(&event);
         }
         let container = CgroupId(event.task.lineage.container);
-        let changed = self.learn(&event, time, reasons);
+        let changed = self.learn(&event, time, hook, reasons);
         let observed = rules::Observed { event: &event, time, hook, reasons };
         for rule in RuleId::ALL {
             let context = self.context(Some(container));
@@ -216,10 +216,14 @@ impl Engine {
     }
 
     /// Keeps what an event says of its container; true if a rule about containers could judge it differently now.
-    fn learn(&mut self, event: &TaskEvent, time: Nanos, reasons: u32) -> bool {
+    fn learn(&mut self, event: &TaskEvent, time: Nanos, hook: &'static str, reasons: u32) -> bool {
         let task = &event.task;
         let id = CgroupId(task.lineage.container);
-        let workload = task.lineage.flags & lineage::WORKLOAD != 0;
+        // found at start in a mount namespace that is not the host's: a workload, or a runtime that has one of its own
+        let found_runtime = hook != Hook::Exec.name()
+            && task.lineage.origin == origin::ADOPTED
+            && self.runtimes.possible(event);
+        let workload = task.lineage.flags & lineage::WORKLOAD != 0 && !found_runtime;
         let entering = task.lineage.state == state::ENTERING && !workload;
         if entering {
             self.state.entering(event, time);
@@ -236,7 +240,7 @@ impl Engine {
                 container.first_workload.get_or_insert_with(|| Box::new(event.clone()));
             }
         }
-        if reasons & reason::HOST_WORKLOAD != 0 && container.host_workload.is_none() {
+        if reasons & reason::HOST_WORKLOAD != 0 && workload && container.host_workload.is_none() {
             container.host_workload = Some((time, Box::new(event.clone())));
             changed = true;
         }

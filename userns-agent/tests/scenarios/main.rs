@@ -139,6 +139,20 @@ fn i2_silent_for_runtimes_on_their_way_in() {
 }
 
 #[test]
+fn i2_silent_for_a_runtime_that_is_installed_elsewhere() {
+    let mut world = World::new();
+    world.recorded(1, BASE);
+    let container = world.honest_start(1, 50, 7, BASE);
+    let mut runtime = Actor::host(70, SLEEP, "runc:[0:PARENT]").entering(origin::ATTACHED);
+    runtime.0.path = "runc".into();
+    world.enters(container, &runtime);
+    world.pass(SECOND);
+    world.inside(container, &Actor::inside(70, 7, BASE));
+    world.pass(10 * SECOND);
+    world.silent();
+}
+
+#[test]
 fn i2_silent_in_pods_that_were_promised_nothing() {
     let mut world = World::new();
     world.declared(1, None);
@@ -162,6 +176,15 @@ fn i3_fires_when_the_runtime_ignored_kubelets_record() {
 }
 
 #[test]
+fn i3_fires_for_a_workload_found_at_start() {
+    let mut world = World::new();
+    world.recorded(1, BASE);
+    let container = world.container(1);
+    world.found(container, &Actor::host(50, SLEEP, "sh").entering(origin::ADOPTED).working());
+    world.only(RuleId::I3);
+}
+
+#[test]
 fn i3_fires_when_the_spec_becomes_known_later() {
     let mut world = World::new();
     let container = world.container(1);
@@ -171,6 +194,19 @@ fn i3_fires_when_the_spec_becomes_known_later() {
     let finding = world.only(RuleId::I3);
     assert!(finding.why.contains("hostUsers: false"));
     assert_eq!(finding.pod.as_ref().unwrap().name.as_deref(), Some("pod-1"));
+}
+
+#[test]
+fn i3_silent_for_a_runtime_found_at_start_in_a_mount_namespace_of_its_own() {
+    let mut world = World::new();
+    world.recorded(1, BASE);
+    let container = world.container(1);
+    let runtime = Actor::host(50, RUNC, "runc").entering(origin::ADOPTED).working();
+    world.found(container, &runtime);
+    world.inside(container, &Actor::inside(50, 7, BASE));
+    world.execs(container, &Actor::inside(50, 7, BASE));
+    world.pass(10 * SECOND);
+    world.silent();
 }
 
 #[test]

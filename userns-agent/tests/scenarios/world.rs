@@ -206,6 +206,12 @@ impl World {
         self.event(Hook::CgroupAttach, 0, Body::Entry(event));
     }
 
+    /// The sweep finds a workload with the host's user namespace.
+    pub(crate) fn found(&mut self, container: u64, actor: &Actor) {
+        let event = self.placed(container, actor);
+        self.event(Hook::TaskIter, reason::HOST_WORKLOAD, Body::Entry(event));
+    }
+
     /// A program runs; what the probe would say of it is worked out from the actor.
     pub(crate) fn execs(&mut self, container: u64, actor: &Actor) {
         let event = self.placed(container, actor);
