@@ -32,7 +32,11 @@ struct Kernel {
 }
 
 fn start(test: &str) -> Option<Kernel> {
-    if std::env::var_os("USERNS_NODE_TESTS").is_none() || !object::embedded() {
+    let wanted = std::env::var("USERNS_NODE_TESTS").unwrap_or_default();
+    if wanted == "later" {
+        return None;
+    }
+    if wanted.is_empty() || !object::embedded() {
         println!(
             "SKIPPED: {test}: USERNS_NODE_TESTS is not set or there is no eBPF object; `cargo xtask test` runs it"
         );

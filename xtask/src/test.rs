@@ -4,7 +4,7 @@
 
 use std::{
     env, fs,
-    path::{Path, PathBuf},
+    path::Path,
     process::{Command, ExitCode},
 };
 
@@ -12,9 +12,9 @@ use anyhow::{Context as _, Result, bail};
 
 use crate::{
     build, fuzz, process, run,
-    setup::{self, Purpose, Toolchain},
+    setup::{self, Purpose},
     steps::Steps,
-    workspace::{Profile, Workspace},
+    workspace::{EBPF_OBJECT, Profile, Workspace},
 };
 
 pub mod tally;
@@ -23,6 +23,8 @@ use tally::Tally;
 
 /// The one integration test of this package that starts no containers.
 const TIDY: &str = "tidy";
+/// Tells tests that need root and the running kernel: `1`, to run; `later`, that they are run elsewhere.
+const NODE_TESTS: &str = "USERNS_NODE_TESTS";
 
 /// Runs the checks; `quick` leaves out what needs root or BPF tools.
 ///
@@ -62,14 +64,10 @@ fn quick_checks(steps: &mut Steps, workspace: &Workspace, tally: &mut Tally) -> 
 fn all_checks(steps: &mut Steps, workspace: &Workspace, tally: &mut Tally) -> Result<()> {
     let toolchain = setup::setup(steps, workspace, Purpose::Test)?;
     source_checks(steps, workspace, tally)?;
-    let agent = build_agent(steps, workspace, &toolchain)?;
+    let object = build::ebpf(steps, workspace, &toolchain, Profile::Release)?;
+    let agent = build::agent(steps, workspace, &object, Profile::Release)?;
     fuzz::fuzz(steps, workspace, &fuzz::Options::brief())?;
-    node_tests(steps, workspace, &agent, tally)
-}
-
-fn build_agent(steps: &mut Steps, workspace: &Workspace, toolchain: &Toolchain) -> Result<PathBuf> {
-    let object = build::ebpf(steps, workspace, toolchain, Profile::Release)?;
-    build::agent(steps, workspace, &object, Profile::Release)
+    node_tests(steps, workspace, &object, &agent, tally)
 }
 
 /// What needs a stock toolchain only: the agent is compiled around an empty object.
@@ -90,6 +88,8 @@ fn source_checks(steps: &mut Steps, workspace: &Workspace, tally: &mut Tally) ->
     })?;
     steps.step("cargo test", "unit and scenario tests of the crates", || {
         let mut cargo = workspace.cargo("test");
+        // the tests on the running kernel have a step of their own
+        cargo.env(NODE_TESTS, "later");
         count_tests(cargo.args(["--workspace", "--exclude", "xtask", "--", "--show-output"]), tally)
     })?;
     steps.step("cargo test xtask", "the repository's own rules, and this tool", || {
@@ -107,7 +107,13 @@ fn source_checks(steps: &mut Steps, workspace: &Workspace, tally: &mut Tally) ->
     })
 }
 
-fn node_tests(steps: &mut Steps, workspace: &Workspace, agent: &Path, tally: &mut Tally) -> Result<()> {
+fn node_tests(
+    steps: &mut Steps,
+    workspace: &Workspace,
+    object: &Path,
+    agent: &Path,
+    tally: &mut Tally,
+) -> Result<()> {
     if !run::is_root()? {
         if in_ci() {
             bail!("CI is set, and the node tests cannot run without root");
@@ -117,22 +123,32 @@ fn node_tests(steps: &mut Steps, workspace: &Workspace, agent: &Path, tally: &mu
         return Ok(());
     }
     let mut node = Tally::default();
-    let result = steps.step("node tests", "the agent against real containers on this kernel", || {
+    let result = steps.step("kernel tests", "the programs' own checks on this kernel", || {
+        let mut cargo = workspace.cargo("test");
+        cargo.args(["--package", "userns-agent", "--test", "kernel", "--", "--nocapture"]);
+        cargo.env(EBPF_OBJECT, object).env(NODE_TESTS, "1");
+        count_tests(&mut cargo, &mut node)
+    });
+    let result = result.and_then(|()| container_tests(steps, workspace, agent, &mut node));
+    tally.add(node);
+    result?;
+    if in_ci() && (node.passed() == 0 || node.skipped() > 0) {
+        bail!("CI is set, and not every test on the running kernel ran: {node}");
+    }
+    Ok(())
+}
+
+fn container_tests(steps: &mut Steps, workspace: &Workspace, agent: &Path, node: &mut Tally) -> Result<()> {
+    steps.step("node tests", "the agent against real containers on this kernel", || {
         let mut cargo = workspace.cargo("test");
         cargo.args(["--package", "xtask"]);
         for name in node_test_names(workspace)? {
             cargo.args(["--test", &name]);
         }
         cargo.args(["--", "--test-threads=1", "--nocapture"]);
-        cargo.env("USERNS_AGENT_BIN", agent).env("USERNS_NODE_TESTS", "1");
-        count_tests(&mut cargo, &mut node)
-    });
-    tally.add(node);
-    result?;
-    if in_ci() && node.passed() == 0 {
-        bail!("CI is set, and no node test ran: {node}");
-    }
-    Ok(())
+        cargo.env("USERNS_AGENT_BIN", agent).env(NODE_TESTS, "1");
+        count_tests(&mut cargo, node)
+    })
 }
 
 fn node_test_names(workspace: &Workspace) -> Result<Vec<String>> {

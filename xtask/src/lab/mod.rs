@@ -44,6 +44,9 @@ use namespace::MountNamespace;
 use registry::Claim;
 use rootfs::RootfsStore;
 
+/// Names a directory with runc, crun and busybox below `usr/bin`, for machines that cannot fetch them.
+pub const RUNTIMES: &str = "USERNS_RUNTIMES";
+
 /// A node's worth of pods on this machine.
 #[derive(Debug)]
 pub struct Lab {
@@ -64,11 +67,17 @@ struct Inner {
 impl Lab {
     /// Fetches the runtimes of the machine's own Debian release below `cache`; see [`Runtimes::provision`].
     ///
+    /// Where the environment variable [`RUNTIMES`] names a directory, those in there are taken, and nothing is
+    /// fetched.
+    ///
     /// # Errors
     ///
     /// As for [`Runtimes::provision`], or when this is no Debian machine.
     pub fn provision(cache: &Path) -> Result<Runtimes> {
-        Runtimes::provision(cache, &crate::debian::own_suite()?)
+        match std::env::var_os(RUNTIMES) {
+            Some(tree) => Runtimes::open(Path::new(&tree)),
+            None => Runtimes::provision(cache, &crate::debian::own_suite()?),
+        }
     }
 
     /// Makes a lab in `dir`, which must be new, empty, or left behind by a killed lab.

@@ -92,6 +92,15 @@ impl Runtimes {
         bail!("no end of the libraries that the runtimes of {suite} need: {packages:?}")
     }
 
+    /// The runtimes whose packages are unpacked in `tree`; what libraries they need is there or on the machine.
+    ///
+    /// # Errors
+    ///
+    /// When one is missing or does not run, or the caller is not root.
+    pub fn open(tree: &Path) -> Result<Self> {
+        Self::in_tree(&MountNamespace::new(tree)?, tree.to_owned())
+    }
+
     fn in_tree(namespace: &MountNamespace, tree: PathBuf) -> Result<Self> {
         let [runc, crun] = RuntimeName::ALL.map(|name| {
             let path = executable(&tree, name.as_str())?;

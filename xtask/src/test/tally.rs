@@ -85,7 +85,7 @@ fn count(summary: &str, kind: &str) -> u64 {
 }
 
 /// With one thread the harness prints `test name ... ` first, and the test's own output follows on that line.
-fn says_skipped(line: &str) -> bool {
+pub(crate) fn says_skipped(line: &str) -> bool {
     let said = match line.strip_prefix("test ") {
         Some(rest) => rest.split_once(" ... ").map_or(line, |(_, said)| said),
         None => line,

@@ -10,7 +10,7 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 
-use crate::{Node, agent};
+use crate::{Node, agent, work_dir};
 
 fn run(bin: &Path, arguments: &[&str]) -> Result<Output> {
     Command::new(bin).args(arguments).env_clear().output().context("cannot start the agent")
@@ -28,7 +28,7 @@ fn expect(output: &Output, code: i32, word: &str) -> Result<()> {
 fn wrong_usage_is_64_and_tells_of_every_mistake() -> Result<()> {
     let Some(bin) = agent("wrong_usage")? else { return Ok(()) };
     expect(&run(&bin, &["run", "--no-such-flag"])?, 64, "--no-such-flag")?;
-    let file = Path::new(env!("CARGO_TARGET_TMPDIR")).join("bad.yaml");
+    let file = work_dir().join("bad.yaml");
     fs::write(&file, "entry_grace: soon\nlisten: nowhere\ncolour: red\n")?;
     let output = run(&bin, &["check-config", "--config", &file.display().to_string()])?;
     for word in ["entry_grace", "listen", "colour"] {
@@ -70,6 +70,32 @@ fn missing_sources_degrade_visibly() -> Result<()> {
     let metrics = agent.http_get("/metrics")?.body;
     ensure!(metrics.contains("userns_source_up{source=\"pods_file\"} 0"), "the metric does not tell");
     Ok(())
+}
+
+#[test]
+fn a_missing_kubelet_folder_shows_and_heals() -> Result<()> {
+    let Some(node) = Node::new("a_missing_kubelet_folder")? else { return Ok(()) };
+    let away = node.lab.kubelet_root().with_extension("away");
+    fs::rename(node.lab.kubelet_root(), &away)?;
+    let agent = node.agent(&["--sweep-interval", "1s"]);
+    let up = |agent: &xtask::lab::Agent| -> Result<f64> {
+        Ok(crate::metric(&agent.http_get("/metrics")?.body, "userns_source_up", &[("source", "kubelet")]))
+    };
+    let missing = agent.as_ref().ok().map(up);
+    fs::rename(&away, node.lab.kubelet_root())?;
+    let agent = agent?;
+    ensure!(matches!(missing, Some(Ok(0.0))), "the missing folder does not show: {missing:?}");
+    std::thread::sleep(std::time::Duration::from_secs(4));
+    ensure!(up(&agent)? > 0.0, "the folder came back unnoticed");
+    Ok(())
+}
+
+#[test]
+fn without_btf_it_says_what_to_do() -> Result<()> {
+    let Some(node) = Node::new("without_btf")? else { return Ok(()) };
+    let script = "mount -t tmpfs none /sys/kernel/btf && exec \"$0\" run --listen 127.0.0.1:0";
+    let output = Command::new("unshare").args(["-m", "sh", "-c", script]).arg(&node.bin).output()?;
+    expect(&output, 69, "CONFIG_DEBUG_INFO_BTF")
 }
 
 #[test]

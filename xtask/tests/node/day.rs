@@ -8,7 +8,7 @@ use xtask::lab::{
     Agent, Capabilities, CgroupDriver, ContainerSpec, IdRange, Lab, PodSpec, ProcessSpec, RuntimeName,
 };
 
-use crate::{Node, losses, metric};
+use crate::{Node, losses, metric, slowdown};
 
 fn a_day(runtime: RuntimeName, driver: CgroupDriver, test: &str) -> Result<()> {
     let Some(node) = Node::new(test)? else { return Ok(()) };
@@ -16,7 +16,8 @@ fn a_day(runtime: RuntimeName, driver: CgroupDriver, test: &str) -> Result<()> {
     let planted = play(&node.lab, &agent, runtime, driver)?;
     let delays: Vec<Duration> = planted.iter().map(|planted| planted.delay).collect();
     println!("{test}: {} planted, delays {delays:.1?}", planted.len());
-    ensure!(median(delays) < Duration::from_millis(100), "the median delay is above 100 ms");
+    let limit = Duration::from_millis(100) * slowdown();
+    ensure!(median(delays) < limit, "the median delay is above {limit:?}");
     let metrics = agent.http_get("/metrics")?.body;
     ensure!(losses(&metrics).is_empty(), "{:?}", losses(&metrics));
     for planted in &planted {

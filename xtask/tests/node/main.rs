@@ -10,11 +10,12 @@ mod day;
 mod rounds;
 
 use std::{
-    path::{Path, PathBuf},
+    path::PathBuf,
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
 use anyhow::{Context as _, Result, ensure};
+use prometheus_parse::{Sample, Scrape, Value};
 use xtask::lab::{Agent, Lab};
 
 /// What a test works with. One at a time: agents would see each other's containers.
@@ -30,14 +31,29 @@ impl Node {
         static TURN: Mutex<()> = Mutex::new(());
         let Some(bin) = agent(test)? else { return Ok(None) };
         let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
-        let tmp = Path::new(env!("CARGO_TARGET_TMPDIR"));
-        let lab = Lab::new(Lab::provision(&tmp.join("cache"))?, &tmp.join("node"))?;
+        let work = work_dir();
+        let lab = Lab::new(Lab::provision(&work.join("cache"))?, &work.join("node"))?;
         Ok(Some(Self { lab, bin, _turn: turn }))
     }
 
     fn agent(&self, arguments: &[&str]) -> Result<Agent> {
         Agent::start(&self.bin, &self.lab, arguments)
     }
+}
+
+/// Where the tests may write: `USERNS_NODE_DIR`, for where cargo's directory does not exist.
+fn work_dir() -> PathBuf {
+    std::env::var_os("USERNS_NODE_DIR").unwrap_or_else(|| env!("CARGO_TARGET_TMPDIR").into()).into()
+}
+
+/// How many times slower than a processor this one is: `USERNS_NODE_SLOWDOWN`, for emulated ones. Limits of time
+/// grow by that, and repetitions shrink.
+fn slowdown() -> u32 {
+    std::env::var("USERNS_NODE_SLOWDOWN")
+        .ok()
+        .and_then(|text| text.parse().ok())
+        .filter(|by| *by > 0)
+        .unwrap_or(1)
 }
 
 /// The agent under test; `None`, with a loud word, where there is none.
@@ -52,33 +68,41 @@ fn agent(test: &str) -> Result<Option<PathBuf>> {
     Ok(Some(bin))
 }
 
-/// The value of a metric with these labels, in any order; 0 if it is not there.
-fn metric(text: &str, name: &str, labels: &[(&str, &str)]) -> f64 {
-    let wanted: Vec<String> = labels.iter().map(|(key, value)| format!("{key}=\"{value}\"")).collect();
-    let matching = text.lines().filter(|line| {
-        let head = line.split([' ', '{']).next().unwrap_or_default();
-        head == name && wanted.iter().all(|label| line.contains(label.as_str()))
-    });
-    matching.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum()
+/// The samples of a scrape, read as Prometheus would.
+fn samples(text: &str) -> Vec<Sample> {
+    let lines = text.lines().map(|line| Ok(line.to_owned()));
+    Scrape::parse(lines).map(|scrape| scrape.samples).unwrap_or_default()
 }
 
-/// Everything the agent counts as lost, by metric line; empty if nothing was.
+fn value(sample: &Sample) -> f64 {
+    match &sample.value {
+        Value::Counter(value) | Value::Gauge(value) | Value::Untyped(value) => *value,
+        Value::Histogram(_) | Value::Summary(_) => 0.0,
+    }
+}
+
+/// The sum of a metric's samples with these labels; 0 if there are none.
+fn metric(text: &str, name: &str, labels: &[(&str, &str)]) -> f64 {
+    let has = |sample: &Sample| labels.iter().all(|(key, value)| sample.labels.get(key) == Some(value));
+    let samples = samples(text);
+    samples.iter().filter(|sample| sample.metric == name && has(sample)).map(value).sum()
+}
+
+/// Everything the agent counts as lost; empty if nothing was. A lineage that could not be allocated is no loss by
+/// itself: the next sweep makes up for it.
 fn losses(metrics: &str) -> Vec<String> {
-    // a lineage that could not be allocated is no loss by itself: the next sweep makes up for it
-    const LOSSES: [&str; 8] = [
-        "evidence_ring_full",
-        "bulk_ring_full",
-        "cgroup_table_full",
-        "aggregate_table_full",
-        "kernel_read",
+    const LOSSES: [&str; 4] = [
+        "userns_kernel_loss_total",
         "userns_decode_errors_total",
         "userns_sink_dropped_total",
         "userns_sink_errors_total",
     ];
-    let lost = |line: &&str| {
-        !line.starts_with('#') && LOSSES.iter().any(|name| line.contains(name)) && !line.ends_with(" 0")
+    let lost = |sample: &&Sample| {
+        LOSSES.contains(&sample.metric.as_str())
+            && sample.labels.get("counter") != Some("lineage_alloc")
+            && value(sample) > 0.0
     };
-    metrics.lines().filter(lost).map(str::to_owned).collect()
+    samples(metrics).iter().filter(lost).map(|sample| format!("{sample:?}")).collect()
 }
 
 #[test]
