@@ -1,6 +1,6 @@
 //! The binary: reads the command line, runs the library, turns errors into exit codes.
 
-use std::io::Write as _;
+use std::io::{IsTerminal as _, Write as _};
 use std::process::ExitCode as Status;
 
 use tracing_subscriber::EnvFilter;
@@ -40,7 +40,9 @@ fn main() -> Status {
 
 fn run(config: Config) -> ExitCode {
     let filter = EnvFilter::new(config.log_level.name());
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false).init();
+    let log =
+        tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false);
+    log.with_ansi(std::io::stderr().is_terminal()).init();
     // one thread for the loop, one for what blocks: the agent shares its node
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
     let result = match runtime {
