@@ -30,6 +30,7 @@ pub(crate) fn enter(
     entry_mnt: u64,
     hook: Hook,
 ) -> Option<&'static mut Lineage> {
+    let entry_mnt = if origin == origin::ADOPTED { bringer_mnt(task) } else { entry_mnt };
     let mut new = Lineage {
         state: state::ENTERING,
         flags: 0,
@@ -43,7 +44,7 @@ pub(crate) fn enter(
     };
     look_inside(task, &mut new);
     // found at work in a container: whatever brought it in is done
-    if origin == origin::ADOPTED && task.mnt_inum() != setting!(host_mnt_inum) {
+    if origin == origin::ADOPTED && in_container(task, &new) {
         new.flags |= flag::WORKLOAD;
     }
     let lineage = task.set_lineage(&mut new)?;
@@ -58,6 +59,24 @@ pub(crate) fn enter(
         emit::task(task, lineage, &Report::new(EventKind::Entry, hook, Ring::Evidence, reasons));
     }
     Some(lineage)
+}
+
+/// The mount namespace of whoever brought in a task that was found: its parent's, if that is in no pod itself. A
+/// runtime's child can be found in the moment between its move and the hook that tells of it.
+#[inline(always)]
+fn bringer_mnt(task: Task) -> u64 {
+    let parent = task.parent();
+    if watched(parent.cgroup()).is_some() { 0 } else { parent.mnt_ns() }
+}
+
+/// Whether the task is in another mount namespace than whoever brought it in: past all of a runtime's work.
+#[inline(always)]
+pub(crate) fn in_container(task: Task, lineage: &Lineage) -> bool {
+    if lineage.entry_mnt != 0 {
+        task.mnt_ns() != lineage.entry_mnt
+    } else {
+        task.mnt_inum() != setting!(host_mnt_inum)
+    }
 }
 
 /// Whether a task that was found rather than seen to enter says anything new. A node has thousands of them at start;

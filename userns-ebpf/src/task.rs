@@ -218,6 +218,13 @@ impl Task {
         }
     }
 
+    /// Its parent.
+    #[inline(always)]
+    pub(crate) fn parent(self) -> Self {
+        // SAFETY: typed pointer, offset from BTF.
+        Self(unsafe { follow(self.0, setting!(offsets.task_real_parent)) })
+    }
+
     /// Whether it has a user address space: kernel threads and zombies have none.
     #[inline(always)]
     pub(crate) fn has_memory(self) -> bool {

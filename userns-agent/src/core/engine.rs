@@ -181,8 +181,12 @@ impl Engine {
             Body::CgroupRmdir(cgroup) => self.state.removed_cgroup(cgroup.id, time),
             Body::Exit { process, container } => self.state.exited(process, container, time),
             Body::Left { process, container } => self.state.settled(container, process),
-            Body::Entry(task)
-            | Body::Exec(task)
+            Body::Entry(task) => {
+                let reasons =
+                    if self.found_runtime(&task) { reasons & !reason::HOST_WORKLOAD } else { reasons };
+                self.task(*task, time, hook.name(), reasons, out);
+            }
+            Body::Exec(task)
             | Body::Inside(task)
             | Body::Suspect(task)
             | Body::Capability(task)
@@ -215,16 +219,19 @@ impl Engine {
         }
     }
 
+    /// Whether a task that was found in a container, rather than seen to enter, may be a runtime that has a mount
+    /// namespace of its own and is on its way in.
+    fn found_runtime(&self, event: &TaskEvent) -> bool {
+        event.task.lineage.origin == origin::ADOPTED && self.runtimes.possible(event)
+    }
+
     /// Keeps what an event says of its container; true if a rule about containers could judge it differently now.
     fn learn(&mut self, event: &TaskEvent, time: Nanos, hook: &'static str, reasons: u32) -> bool {
         let task = &event.task;
         let id = CgroupId(task.lineage.container);
-        // found at start in a mount namespace that is not the host's: a workload, or a runtime that has one of its own
-        let found_runtime = hook != Hook::Exec.name()
-            && task.lineage.origin == origin::ADOPTED
-            && self.runtimes.possible(event);
-        let workload = task.lineage.flags & lineage::WORKLOAD != 0 && !found_runtime;
-        let entering = task.lineage.state == state::ENTERING && !workload;
+        let workload = task.lineage.flags & lineage::WORKLOAD != 0;
+        let entering = task.lineage.state == state::ENTERING
+            && (!workload || hook != Hook::Exec.name() && self.found_runtime(event));
         if entering {
             self.state.entering(event, time);
         } else {
@@ -240,7 +247,7 @@ impl Engine {
                 container.first_workload.get_or_insert_with(|| Box::new(event.clone()));
             }
         }
-        if reasons & reason::HOST_WORKLOAD != 0 && workload && container.host_workload.is_none() {
+        if reasons & reason::HOST_WORKLOAD != 0 && container.host_workload.is_none() {
             container.host_workload = Some((time, Box::new(event.clone())));
             changed = true;
         }

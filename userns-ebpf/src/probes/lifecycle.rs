@@ -14,7 +14,6 @@ use userns_common::record::Lineage;
 
 use crate::emit::{self, Report, Ring};
 use crate::lineage;
-use crate::maps::setting;
 use crate::probes::namespaces;
 use crate::task::Task;
 
@@ -78,7 +77,7 @@ fn executed(task: Task, lineage: &mut Lineage, bprm: *const c_void) {
     } else if known {
         // a container that runs in the host's user namespace: told once, its programs are its own business
         return;
-    } else if in_container(task, lineage) {
+    } else if lineage::in_container(task, lineage) {
         lineage.flags |= flag::WORKLOAD;
         (Ring::Evidence, reason::HOST_WORKLOAD)
     } else {
@@ -87,16 +86,6 @@ fn executed(task: Task, lineage: &mut Lineage, bprm: *const c_void) {
     let mut report = Report::new(EventKind::Exec, Hook::Exec, ring, reasons);
     report.bprm = bprm;
     emit::task(task, lineage, &report);
-}
-
-/// Whether the task is in another mount namespace than whoever brought it in: past all of a runtime's work.
-#[inline(always)]
-fn in_container(task: Task, lineage: &Lineage) -> bool {
-    if lineage.entry_mnt != 0 {
-        task.mnt_ns() != lineage.entry_mnt
-    } else {
-        task.mnt_inum() != setting!(host_mnt_inum)
-    }
 }
 
 #[btf_tracepoint(function = "sched_process_exit")]
