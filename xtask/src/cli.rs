@@ -9,7 +9,7 @@ use crate::{
     build, demo, docs, fuzz, run,
     setup::{self, Purpose},
     steps::Steps,
-    test,
+    test, vm,
     workspace::{Profile, Workspace},
 };
 
@@ -51,6 +51,8 @@ enum Command {
         #[arg(long)]
         quick: bool,
     },
+    /// Run the node tests on other kernels, in virtual machines
+    Vm(vm::Options),
     /// Fuzz the decoders with libFuzzer, on the pinned compiler
     Fuzz(fuzz::Options),
     /// Regenerate the reference pages in docs/
@@ -101,6 +103,7 @@ fn dispatch(command: Command, steps: &mut Steps, workspace: &Workspace) -> Resul
         Command::Run { args } => match run::run(steps, workspace, &args)? {},
         Command::Demo { json } => return demo::demo(steps, workspace, json),
         Command::Test { quick } => return test::test(steps, workspace, quick),
+        Command::Vm(options) => return vm::vm(steps, workspace, &options),
         Command::Fuzz(options) => fuzz::fuzz(steps, workspace, &options)?,
         Command::Docs { check } => docs::docs(steps, workspace, check)?,
     }

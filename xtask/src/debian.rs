@@ -14,7 +14,10 @@ use anyhow::{Context as _, Result, anyhow, bail};
 
 use crate::process;
 
+mod program;
 mod sources;
+
+pub use program::Program;
 
 const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 const STAMP: &str = ".packages";
@@ -37,14 +40,15 @@ pub fn package_tree(cache: &Path, suite: &str, packages: &[&str], dest: &Path) -
     }
     println!("    fetching Debian packages of {suite}: {}", packages.join(", "));
     let mirror = DebianMirror::new(cache)?;
-    let mut stamp = format!("{suite}\n");
+    let versions = mirror.newest(suite, packages)?;
+    let wanted: Vec<_> = packages.iter().copied().zip(versions.iter().map(String::as_str)).collect();
+    let debs = mirror.fetch_all(suite, &wanted)?;
     let partial = fresh_sibling(dest, "partial")?;
-    for package in packages {
-        let version = mirror.newest(suite, package)?;
-        let deb = mirror.fetch(suite, package, &version)?;
-        unpack(&deb, &partial)?;
-        stamp.push_str(&format!("{package} {version}\n"));
+    for deb in &debs {
+        unpack(deb, &partial)?;
     }
+    let lines: String = wanted.iter().map(|(package, version)| format!("{package} {version}\n")).collect();
+    let stamp = format!("{suite}\n{lines}");
     fs::write(partial.join(STAMP), stamp).with_context(|| format!("cannot stamp {}", partial.display()))?;
     publish(&partial, dest)
 }
@@ -148,9 +152,7 @@ impl DebianMirror {
     ///
     /// When the suite's package list cannot be had.
     pub fn versions(&self, suite: &str, package: &str) -> Result<Vec<String>> {
-        if !self.index_stamp(suite).exists() {
-            self.refresh(suite)?;
-        }
+        self.load(suite)?;
         let table = process::stdout(self.apt("apt-cache", suite)?.args(["madison", package]))?;
         Ok(sources::madison_versions(&table))
     }
@@ -161,29 +163,70 @@ impl DebianMirror {
     ///
     /// When the mirror does not have that version.
     pub fn fetch(&self, suite: &str, package: &str, version: &str) -> Result<PathBuf> {
+        let [deb] = <[PathBuf; 1]>::try_from(self.fetch_all(suite, &[(package, version)])?)
+            .map_err(|debs| anyhow!("one package became {} files", debs.len()))?;
+        Ok(deb)
+    }
+
+    /// The package files of the `wanted` packages and versions, in that order; see [`Self::fetch`].
+    fn fetch_all(&self, suite: &str, wanted: &[(&str, &str)]) -> Result<Vec<PathBuf>> {
         let debs = self.suite_dir(suite).join("debs");
         fs::create_dir_all(&debs).with_context(|| format!("cannot create {}", debs.display()))?;
+        let names = wanted.iter().map(|(package, version)| format!("{package}={version}"));
+        let names: Vec<String> = names.collect();
         let download = || {
-            let wanted = format!("{package}={version}");
-            process::stdout(
-                self.apt("apt-get", suite)?.args(["download", "--quiet", &wanted]).current_dir(&debs),
-            )
+            let mut apt = self.apt("apt-get", suite)?;
+            process::stdout(apt.args(["download", "--quiet"]).args(&names).current_dir(&debs))
         };
         // A mirror drops superseded files: an index older than the mirror then leads to a 404.
         if download().is_err() {
             self.refresh(suite)?;
-            download().with_context(|| format!("cannot download {package} {version} of {suite}"))?;
+            download().with_context(|| format!("cannot download {} of {suite}", names.join(", ")))?;
         }
-        let prefix = format!("{package}_{}_", version.replace(':', "%3a"));
-        find_file(&debs, &prefix)?
-            .ok_or_else(|| anyhow!("apt-get download left no {prefix}*.deb in {}", debs.display()))
+        let file = |(package, version): &(&str, &str)| {
+            let prefix = format!("{package}_{}_", version.replace(':', "%3a"));
+            find_file(&debs, &prefix)?
+                .ok_or_else(|| anyhow!("apt-get download left no {prefix}*.deb in {}", debs.display()))
+        };
+        wanted.iter().map(file).collect()
     }
 
-    fn newest(&self, suite: &str, package: &str) -> Result<String> {
-        self.versions(suite, package)?
-            .into_iter()
-            .next()
-            .ok_or_else(|| anyhow!("the suite {suite} of {} has no package {package}", self.uri))
+    /// The names of the packages of `suite` that begin with `prefix`.
+    ///
+    /// # Errors
+    ///
+    /// When the suite's package list cannot be had.
+    pub fn names(&self, suite: &str, prefix: &str) -> Result<Vec<String>> {
+        self.load(suite)?;
+        let names = process::stdout(self.apt("apt-cache", suite)?.args(["pkgnames", prefix]))?;
+        Ok(names.lines().map(str::to_owned).collect())
+    }
+
+    /// `packages` of `suite` and all they depend on, taking the first of alternatives, in alphabetical order.
+    ///
+    /// # Errors
+    ///
+    /// When the suite has no such package, or its package list cannot be had.
+    pub fn closure(&self, suite: &str, packages: &[&str]) -> Result<Vec<String>> {
+        self.load(suite)?;
+        let mut command = self.apt("apt-cache", suite)?;
+        command.args(["depends", "--recurse", "--important", "--option", "APT::Cache::ShowOnlyFirstOr=true"]);
+        Ok(sources::real_packages(&process::stdout(command.args(packages))?))
+    }
+
+    fn newest(&self, suite: &str, packages: &[&str]) -> Result<Vec<String>> {
+        self.load(suite)?;
+        let table = process::stdout(self.apt("apt-cache", suite)?.arg("madison").args(packages))?;
+        let newest = |package: &&str| {
+            sources::madison_newest(&table, package)
+                .ok_or_else(|| anyhow!("the suite {suite} of {} has no package {package}", self.uri))
+        };
+        packages.iter().map(newest).collect()
+    }
+
+    /// Makes sure that there is a package list, of whatever age.
+    fn load(&self, suite: &str) -> Result<()> {
+        if self.index_stamp(suite).exists() { Ok(()) } else { self.refresh(suite) }
     }
 
     fn refresh(&self, suite: &str) -> Result<()> {

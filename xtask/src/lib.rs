@@ -9,7 +9,7 @@
 //! | [`workspace`] | where things are; `cargo` with a clean environment |
 //! | [`setup`] | the tools a build needs: compiler, linker, `core`'s source |
 //! | [`build`] | eBPF object, then the agent that embeds it |
-//! | [`run`], [`docs`], [`fuzz`], [`test`](mod@test) | one command each |
+//! | [`run`], [`docs`], [`fuzz`], [`test`](mod@test), [`vm`] | one command each |
 //! | [`lab`] | real containers for the node tests |
 //! | [`debian`], [`process`], [`steps`] | shared helpers |
 
@@ -27,4 +27,5 @@ pub mod run;
 pub mod setup;
 pub mod steps;
 pub mod test;
+pub mod vm;
 pub mod workspace;

@@ -55,6 +55,22 @@ pub(super) fn madison_versions(table: &str) -> Vec<String> {
     table.lines().filter_map(|line| Some(line.split('|').nth(1)?.trim().to_owned())).collect()
 }
 
+/// The newest version of `package` in a table of several packages.
+pub(super) fn madison_newest(table: &str, package: &str) -> Option<String> {
+    let mut rows = table.lines().map(|line| line.split('|').map(str::trim));
+    let mut row = rows.find(|row| row.clone().next() == Some(package))?;
+    Some(row.nth(1)?.to_owned())
+}
+
+/// The packages `apt-cache depends --recurse` met, sorted; virtual ones stand in angle brackets.
+pub(super) fn real_packages(tree: &str) -> Vec<String> {
+    let mut names: Vec<_> =
+        tree.lines().filter(|line| !line.starts_with([' ', '<'])).map(str::to_owned).collect();
+    names.sort();
+    names.dedup();
+    names
+}
+
 fn parse_deb822(text: &str) -> Vec<Source> {
     let uncommented = text.lines().filter(|line| !line.starts_with('#')).collect::<Vec<_>>().join("\n");
     uncommented.split("\n\n").filter_map(parse_stanza).collect()
@@ -159,5 +175,14 @@ Suites: bookworm-security
     fn madison_lists_versions_in_order() {
         let table = " rust-src | 1.96.1-2 | uri suite/main\n rust-src | 1.95.0-2 | uri suite/main\n";
         assert_eq!(madison_versions(table), ["1.96.1-2", "1.95.0-2"]);
+        let table = "  runc | 1.1.5 | uri\n  crun | 1.28 | uri\n  crun | 1.8.1 | uri\n";
+        assert_eq!(madison_newest(table, "crun").as_deref(), Some("1.28"));
+        assert_eq!(madison_newest(table, "run"), None);
+    }
+
+    #[test]
+    fn virtual_packages_are_none_to_fetch() {
+        let tree = "runc\n  Depends: libc6\n  Depends: <cgroups>\n    other\nlibc6\n<cgroups>\nlibc6\n";
+        assert_eq!(real_packages(tree), ["libc6", "runc"]);
     }
 }

@@ -8,7 +8,7 @@ use xtask::lab::{
     Agent, Capabilities, CgroupDriver, ContainerSpec, IdRange, Lab, PodSpec, ProcessSpec, RuntimeName,
 };
 
-use crate::{Node, losses, metric, slowdown};
+use crate::{Node, losses, metric, slowdown, told};
 
 fn a_day(runtime: RuntimeName, driver: CgroupDriver, test: &str) -> Result<()> {
     let Some(node) = Node::new(test)? else { return Ok(()) };
@@ -82,13 +82,13 @@ fn an_agent_that_starts_late_finds_what_one_that_started_early_does() -> Result<
         lab.move_into_cgroup(intruder.pid(), container)?;
     }
     early.settle(Duration::from_secs(3))?;
-    let expected = opened(&early);
+    let (expected, early_told) = (opened(&early), told(&early));
     early.stop()?;
     let late = node.agent(&[])?;
     late.settle(Duration::from_secs(3))?;
     let found = opened(&late);
     let rules: BTreeSet<&str> = expected.iter().map(|(rule, _)| rule.as_str()).collect();
-    ensure!(rules == BTreeSet::from(["I2", "I3", "I7"]), "{rules:?}");
+    ensure!(rules == BTreeSet::from(["I2", "I3", "I7"]), "{rules:?}{early_told}");
     // overlaps are told of the pod seen second, which depends on the order of arrival
     let of = |all: &BTreeSet<(String, String)>, skip: &str| -> BTreeSet<(String, String)> {
         all.iter().filter(|(rule, _)| rule != skip).cloned().collect()
@@ -151,6 +151,6 @@ fn file_operations_on_an_overlay_raise_nothing() -> Result<()> {
     let overridden = metric(&metrics, "userns_kernel_counter_total", &[("counter", "checks_overridden")]);
     println!("checks with swapped credentials: {overridden}");
     ensure!(overridden > 500.0, "the overlay made no such checks: {overridden}");
-    ensure!(agent.findings().is_empty(), "{:?}", agent.findings());
+    ensure!(agent.findings().is_empty(), "{}", told(&agent));
     Ok(())
 }

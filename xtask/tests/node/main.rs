@@ -16,7 +16,10 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 use prometheus_parse::{Sample, Scrape, Value};
-use xtask::lab::{Agent, Lab};
+use xtask::lab::{Agent, Lab, Line};
+
+/// The agent's default, in seconds.
+const ENTRY_GRACE: u32 = 2;
 
 /// What a test works with. One at a time: agents would see each other's containers.
 struct Node {
@@ -37,7 +40,10 @@ impl Node {
     }
 
     fn agent(&self, arguments: &[&str]) -> Result<Agent> {
-        Agent::start(&self.bin, &self.lab, arguments)
+        let grace = format!("{}s", ENTRY_GRACE * slowdown());
+        let slow = ["--entry-grace", &grace];
+        let slow: &[&str] = if slowdown() > 1 { &slow } else { &[] };
+        Agent::start(&self.bin, &self.lab, &[slow, arguments].concat())
     }
 }
 
@@ -66,6 +72,17 @@ fn agent(test: &str) -> Result<Option<PathBuf>> {
     let bin = PathBuf::from(bin);
     ensure!(bin.is_file(), "{} is no file", bin.display());
     Ok(Some(bin))
+}
+
+/// Each finding in a line that one can read.
+fn told(agent: &Agent) -> String {
+    let line = |finding: &Line| {
+        let [rule, why, pod, origin] =
+            ["/finding/rule/id", "/finding/why", "/pod/uid", "/process/lineage/origin"]
+                .map(|pointer| finding.text(pointer).unwrap_or("?"));
+        format!("\n{rule} {why} (pod {pod}, {origin}, operation {})", finding.json["operation"])
+    };
+    agent.findings().iter().map(line).collect()
 }
 
 /// The samples of a scrape, read as Prometheus would.

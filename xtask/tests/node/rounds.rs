@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, ensure};
 use xtask::lab::{Container, ContainerSpec, IdRange, PodSpec, RuntimeName};
 
-use crate::{Node, losses, metric, slowdown};
+use crate::{Node, losses, metric, slowdown, told};
 
 const ROUNDS: u32 = 500;
 
@@ -40,11 +40,7 @@ fn rounds(runtime: RuntimeName, test: &str) -> Result<()> {
     }
     let took = started.elapsed();
     std::thread::sleep(Duration::from_millis(2500));
-    ensure!(
-        agent.findings().is_empty(),
-        "{:?}",
-        agent.findings().iter().map(|line| &line.json).collect::<Vec<_>>()
-    );
+    ensure!(agent.findings().is_empty(), "{}", told(&agent));
     let metrics = agent.http_get("/metrics")?.body;
     ensure!(losses(&metrics).is_empty(), "{:?}", losses(&metrics));
     let entries = metric(&metrics, "userns_events_total", &[("kind", "entry")]);
