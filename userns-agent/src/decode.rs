@@ -158,7 +158,7 @@ impl<'a> Reader<'a> {
 
     fn task_event(&mut self, with_call: bool) -> Result<TaskEvent, DecodeError> {
         let task = self.task()?;
-        let call = self.call(with_call)?;
+        let (call, foreign) = self.detail(with_call)?;
         let nr_ancestors = (self.u32()? as usize).min(MAX_ANCESTORS);
         let path_len = self.u32()? as usize;
         let args_len = self.u32()? as usize;
@@ -176,6 +176,7 @@ impl<'a> Reader<'a> {
         Ok(TaskEvent {
             task,
             call,
+            foreign,
             ancestors,
             path: Text::from_bytes(path.get(..path_len).unwrap_or(path)),
             args: arguments(args),
@@ -281,6 +282,8 @@ impl<'a> Reader<'a> {
             entered_ns: self.u64()?,
             entry_mnt: self.u64()?,
             told_caps: self.u64()?,
+            foreign: self.u32()?,
+            reserved: self.u32()?,
         })
     }
 
@@ -295,7 +298,8 @@ impl<'a> Reader<'a> {
         })
     }
 
-    fn call(&mut self, wanted: bool) -> Result<Option<Call>, DecodeError> {
+    /// The operation, where there is one, and the namespaces that were found to be foreign.
+    fn detail(&mut self, wanted: bool) -> Result<(Option<Call>, u32), DecodeError> {
         let operation = self.u32()?;
         let code = self.u32()?;
         let relation = self.u32()?;
@@ -303,16 +307,17 @@ impl<'a> Reader<'a> {
         let target_inum = self.u32()?;
         let target_level = self.u32()?;
         let syscall = u32::try_from(self.i32()?).ok();
-        self.u32()?;
+        let foreign = self.u32()?;
         let flags = self.u64()?;
         self.u64()?;
         if !wanted {
-            return Ok(None);
+            return Ok((None, foreign));
         }
         let operation = Operation::try_from(operation).map_err(DecodeError::UnknownOperation)?;
         let relation = Relation::try_from(relation).map_err(DecodeError::UnknownRelation)?;
         let capability = (operation == Operation::Capability).then_some(code);
-        Ok(Some(Call { operation, capability, relation, ret, target_inum, target_level, syscall, flags }))
+        let call = Call { operation, capability, relation, ret, target_inum, target_level, syscall, flags };
+        Ok((Some(call), foreign))
     }
 }
 

@@ -7,7 +7,9 @@ use std::collections::BTreeMap;
 use std::fmt;
 
 pub use userns_common::cgroup::role;
-pub use userns_common::kind::{Counter, Hook, Operation, Relation, lineage, origin, reason, state};
+pub use userns_common::kind::{
+    Counter, Hook, Operation, Relation, lineage, namespace, origin, reason, state,
+};
 pub use userns_common::record::{
     AggregateKey, AggregateValue, CapSets, Extent, IdMap, Ids, Image, Lineage, Namespaces, UserNs,
 };
@@ -174,6 +176,8 @@ pub struct TaskEvent {
     pub task: Task,
     /// The operation, where the record tells of one.
     pub call: Option<Call>,
+    /// Bits of [`userns_common::kind::namespace`]: namespaces that have become another's than the pod's.
+    pub foreign: u32,
     /// Ancestors, nearest first.
     pub ancestors: Vec<Ancestor>,
     /// Path given to execve, or the executable's file name.

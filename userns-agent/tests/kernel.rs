@@ -20,7 +20,10 @@ use userns_agent::core::{Engine, Limits, Output};
 use userns_agent::decode::decode;
 use userns_agent::event::{Body, Event, Hook, Input, Lineage, lineage, reason, state};
 use userns_agent::kernel::load::{Loaded, Rings, load};
+use userns_agent::kernel::sizes::{Machine, Sizes};
+use userns_agent::kernel::status::State;
 use userns_agent::kernel::{features, object, plan};
+use userns_common::record::Tracked;
 
 /// One at a time: each loads programs that see the others' processes.
 static TURN: Mutex<()> = Mutex::new(());
@@ -43,15 +46,17 @@ fn start(test: &str) -> Option<Kernel> {
         return None;
     }
     let kernel = features::probe().unwrap();
-    let settings = features::settings(&kernel, 0, Duration::from_secs(2));
-    let (loaded, rings) = load(object::bytes(), &settings, &plan::plan(&kernel.features)).unwrap();
+    let settings = features::settings(&kernel, 0, Duration::from_secs(2), 100);
+    let sizes = Sizes::new(Machine { memory: 1 << 30, cpus: 1 }, 1024);
+    let plan = plan::plan(&kernel.features, None);
+    let (loaded, rings) = load(object::bytes(), &settings, &sizes, &plan).unwrap();
     Some(Kernel { loaded, rings })
 }
 
 impl Kernel {
     /// Gives a process the lineage of a pod's workload.
     fn claim(&self, child: &Child) {
-        let made_up = Lineage {
+        let lineage = Lineage {
             state: state::INSIDE,
             flags: lineage::WORKLOAD,
             userns_inum: 7,
@@ -59,6 +64,7 @@ impl Kernel {
             container: 4711,
             ..Lineage::default()
         };
+        let made_up = Tracked { lineage, ..Tracked::default() };
         let ours = |info: &aya::maps::MapInfo| info.name_as_str() == Some("LINEAGES");
         // the newest: another agent's on this machine is older
         let map = aya::maps::loaded_maps().flatten().filter(ours).last().unwrap();
@@ -95,7 +101,10 @@ impl Kernel {
 /// A shell that waits for a line, then does `then`.
 fn shell(then: &str) -> Child {
     let script = format!("read line; {then}");
-    Command::new("/bin/sh").args(["-c", &script]).stdin(Stdio::piped()).spawn().unwrap()
+    let child = Command::new("/bin/sh").args(["-c", &script]).stdin(Stdio::piped()).spawn().unwrap();
+    // past its own exec, asleep in read
+    std::thread::sleep(Duration::from_millis(100));
+    child
 }
 
 fn go(child: &mut Child) {
@@ -157,8 +166,6 @@ fn the_sweep_sees_replaced_credentials_of_a_process_that_does_nothing() {
     let _turn = TURN.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
     let Some(mut kernel) = start("the_sweep_sees_replaced_credentials") else { return };
     let mut child = shell("exit 0");
-    // asleep in read before it is claimed
-    std::thread::sleep(Duration::from_millis(100));
     kernel.claim(&child);
     kernel.loaded.sweep().unwrap().run().unwrap();
     let events = kernel.wait(|event| event.reasons & reason::LEFT_USERNS != 0);
@@ -175,6 +182,7 @@ fn every_program_is_accepted_and_attached() {
     let _turn = TURN.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
     let Some(kernel) = start("every_program_is_accepted") else { return };
     for probe in &kernel.loaded.probes {
-        assert!(probe.state.reason().is_none(), "{:?}: {:?}", probe.hook, probe.state);
+        // a kernel may not offer what a hook needs; a program that it finds fault with is a bug
+        assert!(!matches!(probe.state, State::Failed { .. }), "{:?}: {:?}", probe.hook, probe.state);
     }
 }

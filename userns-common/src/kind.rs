@@ -91,6 +91,10 @@ stable_numbers! {
         OpenTreeAttr = 11 => "open_tree_attr",
         /// The task iterator: adoption at start and the periodic sweep.
         TaskIter = 12 => "task_iter",
+        /// `commit_creds`: credentials are replaced.
+        CommitCreds = 13 => "commit_creds",
+        /// `switch_task_namespaces`: namespaces are replaced.
+        SwitchNamespaces = 14 => "switch_task_namespaces",
     }
 }
 
@@ -107,33 +111,40 @@ stable_numbers! {
         LineageFailed = 2 => "lineage_alloc",
         /// The table of watched cgroups was full.
         CgroupsFull = 3 => "cgroup_table_full",
-        /// The aggregation table was full.
+        /// Operations not counted because the aggregation table was full.
         AggregatesFull = 4 => "aggregate_table_full",
         /// Reading a field of a task, credential or namespace failed.
         ReadFailed = 5 => "kernel_read",
         /// Reading arguments from user memory failed: the record carries none.
         UserReadFailed = 6 => "user_read",
+        /// The table of budgets was full: the container's records were sent without one.
+        BudgetsFull = 7 => "budget_table_full",
         /// Evidence records submitted.
         EvidenceSent = 16 => "evidence_sent",
         /// Bulk records submitted.
         BulkSent = 17 => "bulk_sent",
-        /// Capability checks by tasks in pods.
-        ChecksSeen = 18 => "checks_watched",
-        /// Of these, made with credentials other than the task's own (overlayfs and the like): not the pod's doing.
+        /// Capability checks by tasks in pods with credentials other than the task's own (overlayfs and the like): not
+        /// the pod's doing.
         ChecksOverridden = 19 => "checks_overridden",
-        /// Of these, CAP_SYS_ADMIN checks by memory accounting (cap_vm_enough_memory).
+        /// Capability checks by tasks in pods for CAP_SYS_ADMIN by memory accounting (cap_vm_enough_memory).
         ChecksAccounting = 20 => "checks_accounting",
-        /// Of these, counted in the aggregation table.
+        /// All other capability checks by tasks in pods, as counted in the aggregation table.
         ChecksAggregated = 21 => "checks_aggregated",
         /// Tasks visited by the iterator.
         TasksSwept = 22 => "tasks_swept",
         /// Of these, given a lineage because no hook had seen them enter.
         TasksAdopted = 23 => "tasks_adopted",
+        /// Evidence records that there were: sent and lost ones add up to these.
+        EvidenceMade = 24 => "evidence_generated",
+        /// Bulk records that there were: sent, withheld and lost ones add up to these.
+        BulkMade = 25 => "bulk_generated",
+        /// Bulk records withheld because their container had used up its budget.
+        BulkSuppressed = 26 => "bulk_suppressed",
     }
 }
 
 /// Slots of the counter array: one more than the largest [`Counter`].
-pub const COUNTERS: u32 = 24;
+pub const COUNTERS: u32 = 27;
 
 impl Counter {
     /// Whether the counter tells of something lost or failed, rather than of work done.
@@ -157,6 +168,26 @@ pub mod reason {
     pub const FIRST_WORKLOAD: u32 = 1 << 4;
     /// A task entered and is still in the host's user namespace after the grace period.
     pub const PAST_GRACE: u32 = 1 << 5;
+    /// A namespace of the task is owned by a user namespace that is neither the pod's nor below it, though it was the
+    /// pod's when the container's first program ran. [`super::namespace`] bits in the detail say which.
+    pub const FOREIGN_NAMESPACE: u32 = 1 << 6;
+    /// The task is in a cgroup outside of its container's.
+    pub const LEFT_CGROUP: u32 = 1 << 7;
+}
+
+/// Bits for kinds of namespaces, as [`crate::record::Lineage::foreign`] holds them. Time namespaces are always the
+/// initial one's, and cgroup namespaces may be the host's.
+pub mod namespace {
+    /// Mount namespace.
+    pub const MNT: u32 = 1 << 0;
+    /// PID namespace of children.
+    pub const PID: u32 = 1 << 1;
+    /// Network namespace.
+    pub const NET: u32 = 1 << 2;
+    /// IPC namespace.
+    pub const IPC: u32 = 1 << 3;
+    /// UTS namespace.
+    pub const UTS: u32 = 1 << 4;
 }
 
 /// States of a lineage, see ARCHITECTURE.md. A task without a lineage is OUT.
@@ -187,6 +218,10 @@ pub mod lineage {
     pub const TOLD_IDS: u32 = 1 << 2;
     /// [`super::reason::PAST_GRACE`] was reported.
     pub const TOLD_GRACE: u32 = 1 << 3;
+    /// [`super::reason::LEFT_CGROUP`] was reported.
+    pub const TOLD_CGROUP: u32 = 1 << 4;
+    /// The task is about to end: nothing is put off any more.
+    pub const ENDING: u32 = 1 << 5;
 }
 
 /// What has been told of a container whose tasks were found there rather than seen to enter: one record is enough.
@@ -245,6 +280,6 @@ mod tests {
     #[test]
     fn every_counter_has_a_slot() {
         assert!(Counter::ALL.iter().all(|counter| (*counter as u32) < COUNTERS));
-        assert!(Counter::EvidenceLost.is_loss() && !Counter::ChecksSeen.is_loss());
+        assert!(Counter::EvidenceLost.is_loss() && !Counter::BulkSuppressed.is_loss());
     }
 }

@@ -4,8 +4,8 @@ use core::mem::{offset_of, size_of};
 
 use crate::limits::{ARGS_LEN, CGROUP_PATH_LEN, COMM_LEN, MAX_ANCESTORS, MAX_EXTENTS, PATH_LEN};
 use crate::record::{
-    AggregateKey, AggregateValue, Ancestor, CapSets, CgroupRecord, Detail, ExitRecord, Extent, Header, IdMap,
-    Ids, Image, Lineage, Namespaces, Task, TaskRecord, UserNs, WatchedCgroup,
+    AggregateKey, AggregateValue, Ancestor, Budget, CapSets, CgroupRecord, Detail, ExitRecord, Extent,
+    Header, IdMap, Ids, Image, Lineage, Namespaces, Task, TaskRecord, Tracked, UserNs, WatchedCgroup,
 };
 
 const TASK: usize = 4 * 2
@@ -27,7 +27,9 @@ const _: () = {
     assert!(size_of::<UserNs>() == 16 + 2 * size_of::<IdMap>());
     assert!(size_of::<Ids>() == 32);
     assert!(size_of::<CapSets>() == 40);
-    assert!(size_of::<Lineage>() == 56);
+    assert!(size_of::<Lineage>() == 64);
+    assert!(size_of::<Tracked>() == size_of::<Lineage>() + 40);
+    assert!(size_of::<Budget>() == 32);
     assert!(size_of::<Image>() == 16);
     assert!(size_of::<Namespaces>() == 24);
     assert!(size_of::<Task>() == TASK);

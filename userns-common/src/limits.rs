@@ -15,6 +15,9 @@ pub const CGROUP_NAME_LEN: usize = 128;
 pub const MAX_EXTENTS: usize = 5;
 /// Levels of user namespaces the kernel permits below the initial one, plus one (kernel/user_namespace.c, `create_user_ns`).
 pub const MAX_USERNS_DEPTH: u32 = 33;
+/// Directories between a cgroup and the root that are looked through for a container's: kubelet's are 4 deep, a
+/// systemd in a pod adds as many.
+pub const MAX_CGROUP_DEPTH: u32 = 16;
 /// Ancestors recorded with a task: enough to reach a container's shim from a shell in it.
 pub const MAX_ANCESTORS: usize = 8;
 /// Bytes of the ring that carries evidence for findings. A record is about 1.6 KiB, so 512 KiB hold some 300 of them
@@ -26,3 +29,10 @@ pub const BULK_RING_BYTES: u32 = 2 * 1024 * 1024;
 pub const MAX_CGROUPS: u32 = 16_384;
 /// Rows of the aggregation table: (container, operation, relation, verdict). See [`crate::record::AggregateKey`].
 pub const MAX_AGGREGATES: u32 = 16_384;
+/// Budgets: one for each container.
+pub const MAX_BUDGETS: u32 = 8_192;
+/// Capability checks of one kind that a task keeps to itself before it adds them to the aggregation table.
+pub const MAX_PENDING_CHECKS: u32 = 1024;
+/// How old such may become, in jiffies: a quarter of a second to two and a half, by the kernel's `CONFIG_HZ`. The sweep
+/// and the end of the task add them in any case.
+pub const PENDING_JIFFIES: u64 = 250;

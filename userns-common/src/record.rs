@@ -122,6 +122,45 @@ pub struct Lineage {
     pub entry_mnt: u64,
     /// Capabilities whose use over the host has been reported for this lineage.
     pub told_caps: u64,
+    /// Bits of [`crate::kind::namespace`]: namespaces that belong to another user namespace than the pod's, as found
+    /// when the first program ran or reported since.
+    pub foreign: u32,
+    /// Keeps the struct free of padding.
+    pub reserved: u32,
+}
+
+/// Value of the task storage.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Tracked {
+    /// Where the task comes from.
+    pub lineage: Lineage,
+    /// Capability checks of one kind that are not in the aggregation table yet: the kind in the upper half, how many in
+    /// the lower one. Checks come in rows of the same kind, and this is cheaper than a lookup for each.
+    pub pending: u64,
+    /// When these were last moved to the table, in jiffies.
+    pub moved: u64,
+    /// Between entry and return of `cap_capable`, where these are hooked apart: the credentials asked with.
+    pub asked_cred: u64,
+    /// The user namespace asked over.
+    pub asked_target: u64,
+    /// The capability.
+    pub asked_capability: u64,
+}
+
+/// Value of the table of budgets; the key is the container's cgroup id (`u64`). What a container may say of everyday
+/// life is limited, so that no pod can spend another's share of the bulk ring.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Budget {
+    /// When the current second began.
+    pub since_ns: u64,
+    /// Records sent in it.
+    pub used: u64,
+    /// Executed programs not told of, ever.
+    pub withheld_execs: u64,
+    /// Ended processes not told of, ever.
+    pub withheld_exits: u64,
 }
 
 /// An executable's identity.
@@ -220,8 +259,8 @@ pub struct Detail {
     pub target_level: u32,
     /// System call in flight; -1: none.
     pub syscall: i32,
-    /// Keeps the struct free of padding.
-    pub reserved: u32,
+    /// Bits of [`crate::kind::namespace`] for [`crate::kind::reason::FOREIGN_NAMESPACE`].
+    pub foreign: u32,
     /// Flags of the call: clone flags, setns `nstype`, mount `attr_set`.
     pub flags: u64,
     /// Its file descriptor argument.

@@ -59,6 +59,8 @@ offsets! {
     task_comm: "task_struct"."comm",
     /// Start time.
     task_start_boottime: "task_struct"."start_boottime",
+    /// Task-local storage of all programs.
+    task_storage: "task_struct"."bpf_storage",
     /// Live threads.
     signal_live: "signal_struct"."live.counter",
     /// First of the eight ids.
@@ -95,6 +97,16 @@ offsets! {
     nsproxy_net: "nsproxy"."net_ns",
     /// Cgroup namespace.
     nsproxy_cgroup: "nsproxy"."cgroup_ns",
+    /// Owner of a UTS namespace.
+    uts_user_ns: "uts_namespace"."user_ns",
+    /// Owner of an IPC namespace.
+    ipc_user_ns: "ipc_namespace"."user_ns",
+    /// Owner of a mount namespace.
+    mnt_user_ns: "mnt_namespace"."user_ns",
+    /// Owner of a PID namespace.
+    pidns_user_ns: "pid_namespace"."user_ns",
+    /// Owner of a network namespace.
+    net_user_ns: "net"."user_ns",
     /// Inode number of a UTS namespace.
     uts_inum: "uts_namespace"."ns.inum",
     /// Inode number of an IPC namespace.
@@ -198,6 +210,8 @@ pub struct Settings {
     pub host_mnt_inum: u32,
     /// How long a task may stay ENTERING.
     pub grace_ns: u64,
+    /// Bulk records that a container may send in a second.
+    pub container_budget: u64,
     /// Capabilities whose denial over the host is told, see [`crate::caps::ATTEMPTS`].
     pub attempt_caps: u64,
     /// System calls during which a `CAP_SYS_ADMIN` check is memory accounting (`cap_vm_enough_memory`,

@@ -4,10 +4,13 @@ use core::ffi::c_void;
 
 use aya_ebpf::helpers::bpf_ktime_get_boot_ns;
 use userns_common::kind::{Counter, EventKind, Hook};
-use userns_common::record::{CgroupRecord, Detail, ExitRecord, Header, Lineage, TaskRecord};
+use userns_common::record::{Budget, CgroupRecord, Detail, ExitRecord, Header, Lineage, TaskRecord};
 
-use crate::maps::{BULK, EVIDENCE, count};
+use crate::lineage::Found;
+use crate::maps::{self, BUDGETS, BULK, EVIDENCE, count, setting};
 use crate::task::{self, Task};
+
+const NANOS_PER_SECOND: u64 = 1_000_000_000;
 
 /// Which ring.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -47,12 +50,62 @@ impl Report {
                 target_inum: 0,
                 target_level: 0,
                 syscall: -1,
-                reserved: 0,
+                foreign: 0,
                 flags: 0,
                 fd: 0,
             },
         }
     }
+
+    /// Evidence of what was found.
+    #[inline(always)]
+    pub(crate) fn of(found: Found, kind: EventKind, hook: Hook) -> Self {
+        let mut report = Self::new(kind, hook, Ring::Evidence, found.reasons());
+        report.detail.foreign = found.foreign();
+        report
+    }
+}
+
+/// What happens in containers all the time.
+#[derive(Clone, Copy)]
+pub(crate) enum Everyday {
+    /// A program was executed.
+    Exec,
+    /// A process ended.
+    Exit,
+}
+
+/// Whether the container may still send a bulk record this second. What it may not is counted, by kind.
+#[inline(always)]
+pub(crate) fn affordable(container: u64, kind: Everyday) -> bool {
+    let now = now();
+    let Some(budget) = BUDGETS.get_ptr_mut(container) else {
+        let first = Budget { since_ns: now, used: 1, withheld_execs: 0, withheld_exits: 0 };
+        if BUDGETS.insert(container, first, 0).is_err() {
+            count(Counter::BudgetsFull);
+        }
+        return true;
+    };
+    // SAFETY: a row of the table. What is counted is added atomically; two CPUs that begin a second at once can at
+    // worst let some records more through.
+    unsafe {
+        if now.wrapping_sub((*budget).since_ns) > NANOS_PER_SECOND {
+            (*budget).since_ns = now;
+            (*budget).used = 0;
+        }
+        if (*budget).used < setting!(container_budget) {
+            maps::add(&raw mut (*budget).used, 1);
+            return true;
+        }
+        let withheld = match kind {
+            Everyday::Exit => &raw mut (*budget).withheld_exits,
+            Everyday::Exec => &raw mut (*budget).withheld_execs,
+        };
+        maps::add(withheld, 1);
+    }
+    count(Counter::BulkMade);
+    count(Counter::BulkSuppressed);
+    false
 }
 
 /// Nanoseconds of `CLOCK_BOOTTIME`.
@@ -65,9 +118,14 @@ pub(crate) fn now() -> u64 {
 /// Sends a record about `task`; false if it was lost. A function of its own, so that the program's size does not grow with each call.
 #[inline(never)]
 pub(crate) fn task(task: Task, lineage: &Lineage, report: &Report) -> bool {
-    let (entry, sent, lost) = match report.ring {
-        Ring::Evidence => (EVIDENCE.reserve(0), Counter::EvidenceSent, Counter::EvidenceLost),
-        Ring::Bulk => (BULK.reserve(0), Counter::BulkSent, Counter::BulkLost),
+    let (made, sent, lost) = match report.ring {
+        Ring::Evidence => (Counter::EvidenceMade, Counter::EvidenceSent, Counter::EvidenceLost),
+        Ring::Bulk => (Counter::BulkMade, Counter::BulkSent, Counter::BulkLost),
+    };
+    count(made);
+    let entry = match report.ring {
+        Ring::Evidence => EVIDENCE.reserve(0),
+        Ring::Bulk => BULK.reserve(0),
     };
     let Some(mut entry) = entry else {
         count(lost);
@@ -116,6 +174,7 @@ fn header<T>(kind: EventKind, hook: Hook, reasons: u32) -> Header {
 /// Sends word that a process ended, or left before it was inside.
 #[inline(always)]
 pub(crate) fn gone(kind: EventKind, hook: Hook, task: Task, container: u64) {
+    count(Counter::BulkMade);
     let Some(mut entry) = BULK.reserve_untyped::<ExitRecord>(0) else {
         count(Counter::BulkLost);
         return;
@@ -135,6 +194,7 @@ pub(crate) fn gone(kind: EventKind, hook: Hook, task: Task, container: u64) {
 /// Sends word of a pod's or container's cgroup.
 #[inline(always)]
 pub(crate) fn cgroup(kind: EventKind, hook: Hook, id: u64, role: u32, path: *const c_void) {
+    count(Counter::EvidenceMade);
     let Some(mut entry) = EVIDENCE.reserve_untyped::<CgroupRecord>(0) else {
         count(Counter::EvidenceLost);
         return;

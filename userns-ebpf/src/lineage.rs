@@ -2,15 +2,61 @@
 //!
 //! A task has a lineage from the moment it comes into a pod's cgroup. It is inherited at fork and does not end
 //! when the task is moved to another cgroup once INSIDE: where a task comes from is what it is judged by.
+//!
+//! Checks return what they found as one number, so that a program sends one record at one place: the verifier
+//! walks through the sending once for each way that leads there.
 
 use userns_common::cgroup::role;
 use userns_common::kind::{EventKind, Hook, lineage as flag, origin, reason, state, told};
 use userns_common::limits::MAX_EXTENTS;
-use userns_common::record::{Lineage, WatchedCgroup};
+use userns_common::record::{Extent, Lineage, WatchedCgroup};
 
 use crate::emit::{self, Report, Ring};
-use crate::maps::{CGROUPS, setting};
-use crate::task::{Map, Task, UserNs};
+use crate::maps::{CGROUPS, opaque, setting};
+use crate::task::{Cgroup, Map, Task, UserNs};
+
+/// What the checks of a task found: bits of [`reason`], which of its namespaces are foreign, and whether it has just
+/// become INSIDE. 0: nothing.
+#[derive(Clone, Copy)]
+pub(crate) struct Found(u32);
+
+impl Found {
+    /// Nothing.
+    pub(crate) const NOTHING: Self = Self(0);
+    const BECAME_INSIDE: u32 = 1 << 31;
+    const REASONS: u32 = 0xffff;
+    const NAMESPACES: u32 = 16;
+
+    /// Whether there is nothing to tell.
+    #[inline(always)]
+    pub(crate) fn is_nothing(self) -> bool {
+        self.0 == 0
+    }
+
+    /// Whether all it says is that the task arrived.
+    #[inline(always)]
+    fn is_arrival(self) -> bool {
+        self.0 == Self::BECAME_INSIDE
+    }
+
+    /// Both.
+    #[inline(always)]
+    pub(crate) fn and(self, other: Self) -> Self {
+        Self(self.0 | other.0)
+    }
+
+    /// Bits of [`reason`].
+    #[inline(always)]
+    pub(crate) fn reasons(self) -> u32 {
+        self.0 & Self::REASONS
+    }
+
+    /// Bits of [`userns_common::kind::namespace`].
+    #[inline(always)]
+    pub(crate) fn foreign(self) -> u32 {
+        self.0 >> Self::NAMESPACES & 0xff
+    }
+}
 
 /// The watched cgroup with this id, unless it is a runtime's monitor.
 #[inline(always)]
@@ -23,12 +69,11 @@ pub(crate) fn watched(id: u64) -> Option<WatchedCgroup> {
 /// Starts the lineage of a task found in `cgroup`. `entry_mnt` is the mount namespace of whoever brought it in,
 /// 0 if that is not known.
 #[inline(always)]
-pub(crate) fn enter(
+pub(crate) fn begin(
     task: Task,
     cgroup: &WatchedCgroup,
     origin: u32,
     entry_mnt: u64,
-    hook: Hook,
 ) -> Option<&'static mut Lineage> {
     let entry_mnt = if origin == origin::ADOPTED { bringer_mnt(task) } else { entry_mnt };
     let mut new = Lineage {
@@ -41,24 +86,27 @@ pub(crate) fn enter(
         entered_ns: emit::now(),
         entry_mnt,
         told_caps: 0,
+        foreign: 0,
+        reserved: 0,
     };
     look_inside(task, &mut new);
+    task.set_lineage(new)
+}
+
+/// Starts a lineage and tells of it.
+#[inline(always)]
+pub(crate) fn enter(task: Task, cgroup: &WatchedCgroup, origin: u32, entry_mnt: u64, hook: Hook) {
+    let Some(lineage) = begin(task, cgroup, origin, entry_mnt) else { return };
     // found at work in a container: whatever brought it in is done
-    if origin == origin::ADOPTED && in_container(task, &new) {
-        new.flags |= flag::WORKLOAD;
-    }
-    let lineage = task.set_lineage(&mut new)?;
-    let reasons = if lineage.flags & flag::WORKLOAD == 0 {
-        0
-    } else if lineage.state == state::INSIDE {
-        reason::FIRST_WORKLOAD
+    let reasons = if origin == origin::ADOPTED && in_container(task, lineage) {
+        works(task, lineage);
+        if lineage.state == state::INSIDE { reason::FIRST_WORKLOAD } else { reason::HOST_WORKLOAD }
     } else {
-        reason::HOST_WORKLOAD
+        0
     };
     if origin != origin::ADOPTED || worth_telling(task, lineage) {
         emit::task(task, lineage, &Report::new(EventKind::Entry, hook, Ring::Evidence, reasons));
     }
-    Some(lineage)
 }
 
 /// The mount namespace of whoever brought in a task that was found: its parent's, if that is in no pod itself. A
@@ -66,7 +114,7 @@ pub(crate) fn enter(
 #[inline(always)]
 fn bringer_mnt(task: Task) -> u64 {
     let parent = task.parent();
-    if watched(parent.cgroup()).is_some() { 0 } else { parent.mnt_ns() }
+    if watched(parent.cgroup().id()).is_some() { 0 } else { parent.mnt_ns() }
 }
 
 /// Whether the task is in another mount namespace than whoever brought it in: past all of a runtime's work.
@@ -76,6 +124,16 @@ pub(crate) fn in_container(task: Task, lineage: &Lineage) -> bool {
         task.mnt_ns() != lineage.entry_mnt
     } else {
         task.mnt_inum() != setting!(host_mnt_inum)
+    }
+}
+
+/// Takes note that the lineage is past a runtime's work. Namespaces that are not the pod's by then are so by the
+/// container's configuration (`hostNetwork`).
+#[inline(always)]
+pub(crate) fn works(task: Task, lineage: &mut Lineage) {
+    lineage.flags |= flag::WORKLOAD;
+    if lineage.state == state::INSIDE {
+        lineage.foreign = foreign(task, lineage);
     }
 }
 
@@ -124,53 +182,112 @@ fn descends(ns: UserNs, lineage: &Lineage) -> bool {
     pod.address() == lineage.userns && pod.inum() == lineage.userns_inum
 }
 
-/// Brings a lineage up to date and reports what contradicts it. Cheap when nothing has changed. A function of its
-/// own, for the sake of its callers' stacks.
-#[inline(never)]
-pub(crate) fn inspect(task: Task, lineage: &mut Lineage, hook: Hook) {
+/// Brings a lineage up to date and says what contradicts it. Cheap when nothing has changed.
+#[inline(always)]
+pub(crate) fn inspect(task: Task, lineage: &mut Lineage) -> Found {
     if lineage.state != state::INSIDE {
-        if look_inside(task, lineage) {
-            emit::task(task, lineage, &Report::new(EventKind::Inside, hook, Ring::Bulk, 0));
+        return Found(opaque(if look_inside(task, lineage) { Found::BECAME_INSIDE } else { 0 }));
+    }
+    let mut found = check_userns(task, lineage);
+    if lineage.flags & flag::WORKLOAD != 0 {
+        if lineage.flags & flag::TOLD_IDS == 0 && ids_outside(task) {
+            found = found.and(Found(reason::ID_OUTSIDE_MAP));
         }
-        return;
+        let foreign = foreign(task, lineage) & !lineage.foreign;
+        if foreign != 0 {
+            found = found.and(Found(reason::FOREIGN_NAMESPACE | foreign << Found::NAMESPACES));
+        }
     }
-    check_userns(task, lineage, hook);
-    if lineage.flags & (flag::WORKLOAD | flag::TOLD_IDS) == flag::WORKLOAD {
-        check_ids(task, lineage, hook);
-    }
+    Found(opaque(found.0))
 }
 
-/// Reports credentials that left the pod's user namespace, once a lineage.
+/// Finds credentials that left the pod's user namespace, once a lineage.
 #[inline(always)]
-pub(crate) fn check_userns(task: Task, lineage: &mut Lineage, hook: Hook) {
+pub(crate) fn check_userns(task: Task, lineage: &Lineage) -> Found {
     let ns = task.user_ns();
     if ns.address() == lineage.userns || lineage.flags & flag::TOLD_LEFT != 0 || descends(ns, lineage) {
-        return;
-    }
-    // a record that was lost is tried again at the next hook
-    if suspect(task, lineage, hook, reason::LEFT_USERNS) {
-        lineage.flags |= flag::TOLD_LEFT;
+        Found::NOTHING
+    } else {
+        Found(reason::LEFT_USERNS)
     }
 }
 
-/// Reports ids that the pod's map does not hold, once a lineage. Maps with extents out of line are left alone.
+/// Finds a task that has stayed ENTERING past the grace period, once a lineage.
 #[inline(always)]
-fn check_ids(task: Task, lineage: &mut Lineage, hook: Hook) {
+pub(crate) fn check_grace(lineage: &Lineage) -> Found {
+    let late = lineage.state == state::ENTERING
+        && lineage.flags & (flag::WORKLOAD | flag::TOLD_GRACE) == 0
+        && past_grace(lineage);
+    Found(opaque(if late { reason::PAST_GRACE } else { 0 }))
+}
+
+/// Finds a task in a cgroup that is neither its container's nor below it, once a lineage.
+#[inline(always)]
+pub(crate) fn check_cgroup(cgroup: Cgroup, lineage: &Lineage) -> Found {
+    let settled = lineage.state == state::INSIDE && lineage.flags & flag::TOLD_CGROUP == 0;
+    let left = settled && !cgroup.is_within(lineage.container);
+    Found(opaque(if left { reason::LEFT_CGROUP } else { 0 }))
+}
+
+/// Whether the entry is longer ago than runtimes need.
+#[inline(always)]
+pub(crate) fn past_grace(lineage: &Lineage) -> bool {
+    emit::now().saturating_sub(lineage.entered_ns) > setting!(grace_ns)
+}
+
+/// Tells what was found, if anything.
+#[inline(always)]
+pub(crate) fn tell(task: Task, lineage: &mut Lineage, found: Found, hook: Hook) {
+    if found.is_nothing() {
+        return;
+    }
+    let report = if found.is_arrival() {
+        Report::new(EventKind::Inside, hook, Ring::Bulk, 0)
+    } else {
+        Report::of(found, EventKind::Suspect, hook)
+    };
+    if emit::task(task, lineage, &report) {
+        told(lineage, found);
+    }
+}
+
+/// Takes note that something was told, so that it is not told again. What was lost is found again at the next hook.
+#[inline(always)]
+pub(crate) fn told(lineage: &mut Lineage, found: Found) {
+    const FLAGS: [(u32, u32); 4] = [
+        (reason::LEFT_USERNS, flag::TOLD_LEFT),
+        (reason::ID_OUTSIDE_MAP, flag::TOLD_IDS),
+        (reason::PAST_GRACE, flag::TOLD_GRACE),
+        (reason::LEFT_CGROUP, flag::TOLD_CGROUP),
+    ];
+    for (reason, flag) in FLAGS {
+        if found.0 & reason != 0 {
+            lineage.flags |= flag;
+        }
+    }
+    lineage.foreign |= found.foreign();
+}
+
+/// Namespaces of the task that are owned by a user namespace which is neither the pod's nor below it, as bits of
+/// [`userns_common::kind::namespace`].
+#[inline(never)]
+fn foreign(task: Task, lineage: &Lineage) -> u32 {
+    opaque(task.namespaces_where(|owner| owner.address() != lineage.userns && !descends(owner, lineage)))
+}
+
+/// Whether an id of the credentials is not in the pod's map. Maps with extents out of line are left alone. A function
+/// of its own, for the sake of its callers' stacks.
+#[inline(never)]
+fn ids_outside(task: Task) -> bool {
     let host_level = setting!(host_level);
     let ns = task.user_ns();
     if ns.level() <= host_level {
-        return;
+        return false;
     }
     let pod = ns.ancestor_at(host_level + 1);
     let ids = task.ids();
-    if holds(pod.uid_map(), [ids.uid, ids.suid, ids.euid, ids.fsuid])
-        && holds(pod.gid_map(), [ids.gid, ids.sgid, ids.egid, ids.fsgid])
-    {
-        return;
-    }
-    if suspect(task, lineage, hook, reason::ID_OUTSIDE_MAP) {
-        lineage.flags |= flag::TOLD_IDS;
-    }
+    !holds(pod.uid_map(), [ids.uid, ids.suid, ids.euid, ids.fsuid])
+        || !holds(pod.gid_map(), [ids.gid, ids.sgid, ids.egid, ids.fsgid])
 }
 
 /// Whether the map holds all four ids. A map that is still empty, or kept out of line, is left alone.
@@ -180,50 +297,25 @@ fn holds(map: Map, ids: [u32; 4]) -> bool {
     if len == 0 || len > MAX_EXTENTS as u32 {
         return true;
     }
+    let extents = map.extents();
     // id by id and out at the first one that is not held: the verifier has no combinations to walk through
     for id in ids {
-        if !holds_one(map, len, id) {
+        if !holds_one(&extents, len, id) {
             return false;
         }
     }
     true
 }
 
-#[inline(always)]
-fn holds_one(map: Map, len: u32, id: u32) -> bool {
-    for index in 0..MAX_EXTENTS as u32 {
-        if index >= len {
+#[inline(never)]
+fn holds_one(extents: &[Extent; MAX_EXTENTS], len: u32, id: u32) -> bool {
+    for (index, extent) in extents.iter().enumerate() {
+        if index as u32 >= len {
             break;
         }
-        let extent = map.extent(index);
         if id.wrapping_sub(extent.lower_first) < extent.count {
             return true;
         }
     }
     false
-}
-
-/// Reports a task that has stayed ENTERING past the grace period, once a lineage.
-#[inline(always)]
-pub(crate) fn check_grace(task: Task, lineage: &mut Lineage, hook: Hook) {
-    if lineage.state != state::ENTERING
-        || lineage.flags & (flag::WORKLOAD | flag::TOLD_GRACE) != 0
-        || !past_grace(lineage)
-    {
-        return;
-    }
-    if suspect(task, lineage, hook, reason::PAST_GRACE) {
-        lineage.flags |= flag::TOLD_GRACE;
-    }
-}
-
-/// Whether the entry is longer ago than runtimes need.
-#[inline(always)]
-pub(crate) fn past_grace(lineage: &Lineage) -> bool {
-    emit::now().saturating_sub(lineage.entered_ns) > setting!(grace_ns)
-}
-
-#[inline(always)]
-fn suspect(task: Task, lineage: &Lineage, hook: Hook, reasons: u32) -> bool {
-    emit::task(task, lineage, &Report::new(EventKind::Suspect, hook, Ring::Evidence, reasons))
 }

@@ -4,8 +4,8 @@ use aya_ebpf::bindings::{BPF_F_NO_PREALLOC, bpf_map_type::BPF_MAP_TYPE_TASK_STOR
 use aya_ebpf::btf_maps::{HashMap, PerCpuArray, RingBuf};
 use aya_ebpf::macros::btf_map;
 use userns_common::kind::{COUNTERS, Counter};
-use userns_common::limits::{BULK_RING_BYTES, EVIDENCE_RING_BYTES, MAX_AGGREGATES, MAX_CGROUPS};
-use userns_common::record::{AggregateKey, AggregateValue, Lineage, TaskRecord, WatchedCgroup};
+use userns_common::limits::{BULK_RING_BYTES, EVIDENCE_RING_BYTES, MAX_AGGREGATES, MAX_BUDGETS, MAX_CGROUPS};
+use userns_common::record::{AggregateKey, AggregateValue, Budget, TaskRecord, Tracked, WatchedCgroup};
 use userns_common::settings::Settings;
 
 /// Written by the loader before verification. Read with [`setting!`], one field at a time.
@@ -28,6 +28,22 @@ pub(crate) fn load<T: Copy>(field: &'static T) -> T {
     unsafe { core::ptr::read_volatile(field) }
 }
 
+/// A number that the verifier does not know, as programs could change it.
+struct Unknown(core::cell::UnsafeCell<u32>);
+
+// SAFETY: nothing writes it.
+unsafe impl Sync for Unknown {}
+
+static ZERO: Unknown = Unknown(core::cell::UnsafeCell::new(0));
+
+/// The same number, but unknown to the verifier. It walks through what follows once, not once for each value that the
+/// number was seen to have.
+#[inline(always)]
+pub(crate) fn opaque(number: u32) -> u32 {
+    // SAFETY: nothing writes it.
+    number ^ unsafe { core::ptr::read_volatile(ZERO.0.get()) }
+}
+
 /// Evidence for findings: written by all probes, read by the agent.
 #[btf_map]
 pub(crate) static EVIDENCE: RingBuf<TaskRecord, { EVIDENCE_RING_BYTES as usize }> = RingBuf::new();
@@ -45,6 +61,10 @@ pub(crate) static CGROUPS: HashMap<u64, WatchedCgroup, { MAX_CGROUPS as usize }>
 pub(crate) static AGGREGATES: HashMap<AggregateKey, AggregateValue, { MAX_AGGREGATES as usize }> =
     HashMap::new();
 
+/// What each container has sent of its everyday life: written by probes, read and pruned by the agent.
+#[btf_map]
+pub(crate) static BUDGETS: HashMap<u64, Budget, { MAX_BUDGETS as usize }> = HashMap::new();
+
 /// Counters, one slot per [`Counter`]: written by probes, read by the agent.
 #[btf_map]
 pub(crate) static COUNTS: PerCpuArray<u64, { COUNTERS as usize }> = PerCpuArray::new();
@@ -52,7 +72,7 @@ pub(crate) static COUNTS: PerCpuArray<u64, { COUNTERS as usize }> = PerCpuArray:
 /// Lineage of each task in a pod. Task-local storage: it lives and dies with the task, never outlives a pid, and a
 /// lookup for a task that has none returns at once.
 #[btf_map]
-pub(crate) static LINEAGES: TaskStorage<Lineage> = TaskStorage::new();
+pub(crate) static LINEAGES: TaskStorage<Tracked> = TaskStorage::new();
 
 /// A map of type `BPF_MAP_TYPE_TASK_STORAGE`, laid out as the loader expects of a BTF map definition.
 #[repr(C)]
@@ -88,14 +108,21 @@ impl<T> TaskStorage<T> {
 /// Counts one.
 #[inline(always)]
 pub(crate) fn count(counter: Counter) {
+    count_many(counter, 1);
+}
+
+/// Counts several. Atomically: a program can be preempted by another on the same CPU.
+#[inline(always)]
+pub(crate) fn count_many(counter: Counter, many: u64) {
     if let Some(slot) = COUNTS.get_ptr_mut(counter as u32) {
-        // SAFETY: a per-CPU slot; a program that interrupts this one can at worst lose one count.
-        unsafe { *slot += 1 };
+        // SAFETY: a slot of the array.
+        unsafe { add(slot, many) };
     }
 }
 
-/// Adds to a map value that other CPUs add to as well. Core offers no atomic addition for this target, whose
-/// instruction set has one; hence the intrinsic.
+// Core offers no atomic operations for this target, whose instruction set has them; hence the intrinsics.
+
+/// Adds to a map value that others add to as well.
 ///
 /// # Safety
 ///
@@ -112,5 +139,46 @@ pub(crate) unsafe fn add(to: *mut u64, what: u64) {
     // SAFETY: upheld by the caller.
     unsafe {
         core::sync::atomic::AtomicU64::from_ptr(to).fetch_add(what, core::sync::atomic::Ordering::Relaxed);
+    }
+}
+
+/// Replaces a map value and returns what it was.
+///
+/// # Safety
+///
+/// `at` must point to a live map value.
+#[inline(always)]
+pub(crate) unsafe fn exchange(at: *mut u64, new: u64) -> u64 {
+    #[cfg(target_arch = "bpf")]
+    // SAFETY: upheld by the caller.
+    unsafe {
+        use core::intrinsics::{AtomicOrdering, atomic_xchg};
+        atomic_xchg::<u64, { AtomicOrdering::SeqCst }>(at, new)
+    }
+    #[cfg(not(target_arch = "bpf"))]
+    // SAFETY: upheld by the caller.
+    unsafe {
+        core::sync::atomic::AtomicU64::from_ptr(at).swap(new, core::sync::atomic::Ordering::SeqCst)
+    }
+}
+
+/// Replaces a map value that is `old`; false if it was another.
+///
+/// # Safety
+///
+/// `at` must point to a live map value.
+#[inline(always)]
+pub(crate) unsafe fn replace(at: *mut u64, old: u64, new: u64) -> bool {
+    #[cfg(target_arch = "bpf")]
+    // SAFETY: upheld by the caller.
+    unsafe {
+        use core::intrinsics::{AtomicOrdering, atomic_cxchg};
+        atomic_cxchg::<u64, { AtomicOrdering::SeqCst }, { AtomicOrdering::SeqCst }>(at, old, new).1
+    }
+    #[cfg(not(target_arch = "bpf"))]
+    // SAFETY: upheld by the caller.
+    unsafe {
+        use core::sync::atomic::{AtomicU64, Ordering};
+        AtomicU64::from_ptr(at).compare_exchange(old, new, Ordering::SeqCst, Ordering::SeqCst).is_ok()
     }
 }

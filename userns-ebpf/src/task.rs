@@ -1,22 +1,26 @@
-//! The only file that follows kernel pointers.
+//! The only files that follow kernel pointers.
 //!
 //! Two ways are used. `follow` loads through a pointer whose type the verifier tracks (BTF): no helper call, for
-//! the hot path. `read` copies with `bpf_probe_read_kernel` and works on any address, for snapshots.
+//! the hot path. `read` copies with `bpf_probe_read_kernel` and works on any address: for snapshots, and for the
+//! arguments of probes that know no types.
+
+mod userns;
 
 use core::ffi::c_void;
 
 use aya_ebpf::helpers::{
-    bpf_probe_read_kernel, generated::bpf_get_current_task_btf,
+    bpf_probe_read_kernel, generated::bpf_get_current_task_btf, generated::bpf_jiffies64,
     generated::bpf_probe_read_kernel as bpf_probe_read_kernel_raw, generated::bpf_probe_read_kernel_str,
     generated::bpf_probe_read_user, generated::bpf_task_pt_regs, generated::bpf_task_storage_delete,
     generated::bpf_task_storage_get,
 };
-use userns_common::kind::Counter;
-use userns_common::limits::{ARGS_LEN, MAX_ANCESTORS, MAX_USERNS_DEPTH};
+use userns_common::kind::{Counter, namespace};
+use userns_common::limits::{ARGS_LEN, MAX_ANCESTORS, MAX_CGROUP_DEPTH};
 use userns_common::record::{
-    Ancestor, Extent, IdMap, Ids, Image, Lineage, Namespaces, Task as TaskData, UserNs as UserNsData,
+    Ancestor, Ids, Image, Lineage, Namespaces, Task as TaskData, Tracked, UserNs as UserNsData,
 };
 
+pub(crate) use self::userns::{Map, UserNs};
 use crate::maps::{LINEAGES, count, setting};
 
 const GET_OR_CREATE: u64 = aya_ebpf::bindings::BPF_LOCAL_STORAGE_GET_F_CREATE as u64;
@@ -45,124 +49,53 @@ fn read<T: Copy + Default>(base: *const c_void, offset: u32) -> T {
     }
 }
 
-/// Like [`read`], straight into ring memory: large values have no room on the stack.
-#[inline(always)]
-fn read_into<T>(to: &mut T, base: *const c_void, offset: u32) {
-    // SAFETY: the helper checks the source and writes `size_of::<T>()` bytes; callers pass plain integers' structs.
-    let failed = unsafe {
-        bpf_probe_read_kernel_raw(
-            (&raw mut *to).cast(),
-            size_of::<T>() as u32,
-            base.wrapping_byte_add(offset as usize),
-        )
-    };
-    if failed != 0 {
-        count(Counter::ReadFailed);
+/// Many reads, of which it is counted once if any failed: a branch for each would be much of a program.
+struct Reader {
+    failed: i64,
+}
+
+impl Reader {
+    #[inline(always)]
+    const fn new() -> Self {
+        Self { failed: 0 }
+    }
+
+    /// Copies a field straight into ring memory, for which there is no room on the stack; zeros if that fails.
+    #[inline(always)]
+    fn copy<T>(&mut self, to: &mut T, base: *const c_void, offset: u32) {
+        // SAFETY: the helper checks the source and writes `size_of::<T>()` bytes; callers pass plain integers' structs.
+        self.failed |= unsafe {
+            bpf_probe_read_kernel_raw(
+                (&raw mut *to).cast(),
+                size_of::<T>() as u32,
+                base.wrapping_byte_add(offset as usize),
+            )
+        };
+    }
+
+    #[inline(always)]
+    fn read<T: Copy + Default>(&mut self, base: *const c_void, offset: u32) -> T {
+        let mut value = T::default();
+        self.copy(&mut value, base, offset);
+        value
+    }
+
+    #[inline(always)]
+    fn ptr(&mut self, base: *const c_void, offset: u32) -> *const c_void {
+        self.read::<u64>(base, offset) as *const c_void
+    }
+
+    #[inline(always)]
+    fn done(self) {
+        if self.failed != 0 {
+            count(Counter::ReadFailed);
+        }
     }
 }
 
 #[inline(always)]
 fn read_ptr(base: *const c_void, offset: u32) -> *const c_void {
     read::<u64>(base, offset) as *const c_void
-}
-
-/// A `struct user_namespace`.
-#[derive(Clone, Copy)]
-pub(crate) struct UserNs(*const c_void);
-
-impl UserNs {
-    /// Takes an argument of a typed tracepoint.
-    #[inline(always)]
-    pub(crate) fn from_arg(pointer: *const c_void) -> Self {
-        Self(pointer)
-    }
-
-    /// Its address, to compare.
-    #[inline(always)]
-    pub(crate) fn address(self) -> u64 {
-        self.0 as u64
-    }
-
-    /// Depth; 0 is the initial one.
-    #[inline(always)]
-    pub(crate) fn level(self) -> u32 {
-        // SAFETY: typed pointer, offset from BTF.
-        unsafe { follow::<u32>(self.0, setting!(offsets.userns_level)) }
-    }
-
-    /// Inode number.
-    #[inline(always)]
-    pub(crate) fn inum(self) -> u32 {
-        // SAFETY: typed pointer, offset from BTF.
-        unsafe { follow::<u32>(self.0, setting!(offsets.userns_inum)) }
-    }
-
-    #[inline(always)]
-    fn parent(self) -> Self {
-        // SAFETY: typed pointer, offset from BTF.
-        Self(unsafe { follow::<*const c_void>(self.0, setting!(offsets.userns_parent)) })
-    }
-
-    /// The ancestor at `level`, itself if it is not deeper.
-    #[inline(always)]
-    pub(crate) fn ancestor_at(self, level: u32) -> Self {
-        let mut ns = self;
-        for _ in 0..MAX_USERNS_DEPTH {
-            // the initial namespace's null parent is never reached: its level is 0, and null would read as 0 too
-            if ns.level() <= level {
-                break;
-            }
-            ns = ns.parent();
-        }
-        ns
-    }
-
-    /// Its map of user ids.
-    #[inline(always)]
-    pub(crate) fn uid_map(self) -> Map {
-        Map(self.0.wrapping_byte_add(setting!(offsets.userns_uid_map) as usize))
-    }
-
-    /// Its map of group ids.
-    #[inline(always)]
-    pub(crate) fn gid_map(self) -> Map {
-        Map(self.0.wrapping_byte_add(setting!(offsets.userns_gid_map) as usize))
-    }
-
-    #[inline(always)]
-    fn snapshot(self, to: &mut UserNsData) {
-        to.inum = read(self.0, setting!(offsets.userns_inum));
-        to.level = read(self.0, setting!(offsets.userns_level));
-        to.owner = read(self.0, setting!(offsets.userns_owner));
-        let parent = read_ptr(self.0, setting!(offsets.userns_parent));
-        to.parent_inum = if parent.is_null() { 0 } else { read(parent, setting!(offsets.userns_inum)) };
-        self.uid_map().snapshot(&mut to.uid_map);
-        self.gid_map().snapshot(&mut to.gid_map);
-    }
-}
-
-/// A `struct uid_gid_map`.
-#[derive(Clone, Copy)]
-pub(crate) struct Map(*const c_void);
-
-impl Map {
-    /// How many extents it has.
-    #[inline(always)]
-    pub(crate) fn len(self) -> u32 {
-        read(self.0, setting!(offsets.idmap_nr_extents))
-    }
-
-    /// Extent `index` of those stored inline.
-    #[inline(always)]
-    pub(crate) fn extent(self, index: u32) -> Extent {
-        read(self.0, setting!(offsets.idmap_extent) + index * size_of::<Extent>() as u32)
-    }
-
-    #[inline(always)]
-    fn snapshot(self, to: &mut IdMap) {
-        to.nr_extents = self.len();
-        read_into(&mut to.extents, self.0, setting!(offsets.idmap_extent));
-    }
 }
 
 /// A `struct task_struct`.
@@ -199,7 +132,7 @@ impl Task {
     #[inline(always)]
     pub(crate) fn user_ns(self) -> UserNs {
         // SAFETY: typed pointers, offsets from BTF.
-        UserNs(unsafe { follow(self.real_cred(), setting!(offsets.cred_user_ns)) })
+        UserNs::from_arg(unsafe { follow(self.real_cred(), setting!(offsets.cred_user_ns)) })
     }
 
     /// Ids of the objective credentials.
@@ -208,13 +141,13 @@ impl Task {
         read(self.real_cred(), setting!(offsets.cred_uid))
     }
 
-    /// Id of its cgroup in the unified hierarchy.
+    /// Its cgroup in the unified hierarchy.
     #[inline(always)]
-    pub(crate) fn cgroup(self) -> u64 {
+    pub(crate) fn cgroup(self) -> Cgroup {
         // SAFETY: typed pointers, offsets from BTF.
         unsafe {
             let set: *const c_void = follow(self.0, setting!(offsets.task_cgroups));
-            Cgroup(follow(set, setting!(offsets.css_set_dfl_cgrp))).id()
+            Cgroup(follow(set, setting!(offsets.css_set_dfl_cgrp)))
         }
     }
 
@@ -266,35 +199,68 @@ impl Task {
         if mnt.is_null() { 0 } else { read(mnt, setting!(offsets.mnt_inum)) }
     }
 
+    /// Owners of its namespaces as bits of [`namespace`]: those for which `is_foreign` holds.
+    #[inline(always)]
+    pub(crate) fn namespaces_where(self, is_foreign: impl Fn(UserNs) -> bool) -> u32 {
+        // SAFETY: typed pointer, offset from BTF.
+        let proxy: *const c_void = unsafe { follow(self.0, setting!(offsets.task_nsproxy)) };
+        if proxy.is_null() {
+            return 0;
+        }
+        let bit = |at: u32, owner: u32, bit: u32| {
+            // SAFETY: typed pointers, offsets from BTF.
+            let owner = unsafe { follow(follow(proxy, at), owner) };
+            if is_foreign(UserNs::from_arg(owner)) { bit } else { 0 }
+        };
+        bit(setting!(offsets.nsproxy_mnt), setting!(offsets.mnt_user_ns), namespace::MNT)
+            | bit(setting!(offsets.nsproxy_pid), setting!(offsets.pidns_user_ns), namespace::PID)
+            | bit(setting!(offsets.nsproxy_net), setting!(offsets.net_user_ns), namespace::NET)
+            | bit(setting!(offsets.nsproxy_ipc), setting!(offsets.ipc_user_ns), namespace::IPC)
+            | bit(setting!(offsets.nsproxy_uts), setting!(offsets.uts_user_ns), namespace::UTS)
+    }
+
     /// Its lineage, if it is in a pod.
     #[inline(always)]
     pub(crate) fn lineage(self) -> Option<&'static mut Lineage> {
+        self.tracked().map(|tracked| &mut tracked.lineage)
+    }
+
+    /// All that is kept with it, if it is in a pod. Nearly no task has task-local storage: to see that it has none is
+    /// cheaper than to ask the helper.
+    #[inline(always)]
+    pub(crate) fn tracked(self) -> Option<&'static mut Tracked> {
+        // SAFETY: typed pointer, offset from BTF.
+        if unsafe { follow::<*const c_void>(self.0, setting!(offsets.task_storage)) }.is_null() {
+            return None;
+        }
         // SAFETY: the helper returns null or storage that stays until the program ends.
         unsafe {
             bpf_task_storage_get(LINEAGES.as_ptr(), self.0.cast_mut().cast(), core::ptr::null_mut(), 0)
-                .cast::<Lineage>()
+                .cast::<Tracked>()
                 .as_mut()
         }
     }
 
     /// Gives it a lineage.
     #[inline(always)]
-    pub(crate) fn set_lineage(self, value: &mut Lineage) -> Option<&'static mut Lineage> {
+    pub(crate) fn set_lineage(self, lineage: Lineage) -> Option<&'static mut Lineage> {
+        let mut value =
+            Tracked { lineage, pending: 0, moved: 0, asked_cred: 0, asked_target: 0, asked_capability: 0 };
         // SAFETY: as above; the initial value is copied.
         let stored = unsafe {
             bpf_task_storage_get(
                 LINEAGES.as_ptr(),
                 self.0.cast_mut().cast(),
-                (&raw mut *value).cast(),
+                (&raw mut value).cast(),
                 GET_OR_CREATE,
             )
-            .cast::<Lineage>()
+            .cast::<Tracked>()
             .as_mut()
         };
         if stored.is_none() {
             count(Counter::LineageFailed);
         }
-        stored
+        stored.map(|tracked| &mut tracked.lineage)
     }
 
     /// Takes its lineage away.
@@ -307,42 +273,48 @@ impl Task {
     /// Copies everything about it except the lineage.
     #[inline(always)]
     pub(crate) fn snapshot(self, to: &mut TaskData) {
-        let leader = read_ptr(self.0, setting!(offsets.task_group_leader));
-        to.tgid = self.field(setting!(offsets.task_tgid));
-        to.tid = self.field(setting!(offsets.task_pid));
-        to.start_ns = read(leader, setting!(offsets.task_start_boottime));
-        to.ns_tgid = ns_pid(leader);
-        read_into(&mut to.comm, self.0, setting!(offsets.task_comm));
+        let mut reader = Reader::new();
+        let leader = reader.ptr(self.0, setting!(offsets.task_group_leader));
+        reader.copy(&mut to.tgid, self.0, setting!(offsets.task_tgid));
+        reader.copy(&mut to.tid, self.0, setting!(offsets.task_pid));
+        reader.copy(&mut to.start_ns, leader, setting!(offsets.task_start_boottime));
+        to.ns_tgid = ns_pid(&mut reader, leader);
+        reader.copy(&mut to.comm, self.0, setting!(offsets.task_comm));
         let real = self.real_cred();
-        to.overridden = u32::from(read_ptr(self.0, setting!(offsets.task_cred)) != real);
-        read_into(&mut to.ids, real, setting!(offsets.cred_uid));
-        read_into(&mut to.caps, real, setting!(offsets.cred_cap_inheritable));
+        to.overridden = u32::from(reader.ptr(self.0, setting!(offsets.task_cred)) != real);
+        reader.copy(&mut to.ids, real, setting!(offsets.cred_uid));
+        reader.copy(&mut to.caps, real, setting!(offsets.cred_cap_inheritable));
         let ns = self.user_ns();
-        ns.snapshot(&mut to.userns);
+        ns.snapshot(&mut reader, &mut to.userns);
         let pod_level = setting!(host_level) + 1;
         if ns.level() < pod_level {
             to.pod_userns = UserNsData::default();
         } else {
-            ns.ancestor_at(pod_level).snapshot(&mut to.pod_userns);
+            ns.ancestor_at(pod_level).snapshot(&mut reader, &mut to.pod_userns);
         }
-        to.cgroup = self.cgroup();
-        self.namespaces(&mut to.ns);
-        self.image(&mut to.image);
+        to.cgroup = self.cgroup().id();
+        self.namespaces(&mut reader, &mut to.ns);
+        self.image(&mut reader, &mut to.image);
+        reader.done();
     }
 
     #[inline(always)]
-    fn namespaces(self, to: &mut Namespaces) {
-        let proxy = read_ptr(self.0, setting!(offsets.task_nsproxy));
+    fn namespaces(self, reader: &mut Reader, to: &mut Namespaces) {
+        let proxy = reader.ptr(self.0, setting!(offsets.task_nsproxy));
         if proxy.is_null() {
             *to = Namespaces::default();
             return;
         }
-        to.mnt = read(read_ptr(proxy, setting!(offsets.nsproxy_mnt)), setting!(offsets.mnt_inum));
-        to.pid = read(read_ptr(proxy, setting!(offsets.nsproxy_pid)), setting!(offsets.pidns_inum));
-        to.net = read(read_ptr(proxy, setting!(offsets.nsproxy_net)), setting!(offsets.net_inum));
-        to.ipc = read(read_ptr(proxy, setting!(offsets.nsproxy_ipc)), setting!(offsets.ipc_inum));
-        to.uts = read(read_ptr(proxy, setting!(offsets.nsproxy_uts)), setting!(offsets.uts_inum));
-        to.cgroup = read(read_ptr(proxy, setting!(offsets.nsproxy_cgroup)), setting!(offsets.cgroupns_inum));
+        let mut inum = |to: &mut u32, at: u32, inum: u32| {
+            let ns = reader.ptr(proxy, at);
+            reader.copy(to, ns, inum);
+        };
+        inum(&mut to.mnt, setting!(offsets.nsproxy_mnt), setting!(offsets.mnt_inum));
+        inum(&mut to.pid, setting!(offsets.nsproxy_pid), setting!(offsets.pidns_inum));
+        inum(&mut to.net, setting!(offsets.nsproxy_net), setting!(offsets.net_inum));
+        inum(&mut to.ipc, setting!(offsets.nsproxy_ipc), setting!(offsets.ipc_inum));
+        inum(&mut to.uts, setting!(offsets.nsproxy_uts), setting!(offsets.uts_inum));
+        inum(&mut to.cgroup, setting!(offsets.nsproxy_cgroup), setting!(offsets.cgroupns_inum));
     }
 
     #[inline(always)]
@@ -352,16 +324,17 @@ impl Task {
     }
 
     #[inline(always)]
-    fn image(self, to: &mut Image) {
+    fn image(self, reader: &mut Reader, to: &mut Image) {
         let file = self.exe_file();
         if file.is_null() {
             *to = Image::default();
             return;
         }
-        let inode = read_ptr(file, setting!(offsets.file_inode));
-        to.ino = read(inode, setting!(offsets.inode_ino));
-        to.nlink = read(inode, setting!(offsets.inode_nlink));
-        to.dev = read(read_ptr(inode, setting!(offsets.inode_sb)), setting!(offsets.sb_dev));
+        let inode = reader.ptr(file, setting!(offsets.file_inode));
+        reader.copy(&mut to.ino, inode, setting!(offsets.inode_ino));
+        reader.copy(&mut to.nlink, inode, setting!(offsets.inode_nlink));
+        let sb = reader.ptr(inode, setting!(offsets.inode_sb));
+        reader.copy(&mut to.dev, sb, setting!(offsets.sb_dev));
     }
 
     /// Copies the executable's file name; returns the bytes used.
@@ -400,53 +373,58 @@ impl Task {
     /// Copies its ancestors, nearest first; returns how many.
     #[inline(always)]
     pub(crate) fn ancestors(self, to: &mut [Ancestor; MAX_ANCESTORS]) -> u32 {
+        let mut reader = Reader::new();
         let mut task = self.0;
         let mut used = 0;
         for slot in to {
-            let parent = read_ptr(task, setting!(offsets.task_real_parent));
-            let tgid: u32 = if parent.is_null() { 0 } else { read(parent, setting!(offsets.task_tgid)) };
+            let parent = reader.ptr(task, setting!(offsets.task_real_parent));
+            let tgid: u32 = reader.read(parent, setting!(offsets.task_tgid));
             if tgid == 0 {
                 break;
             }
             slot.tgid = tgid;
-            let leader = read_ptr(parent, setting!(offsets.task_group_leader));
-            slot.start_ns = read(leader, setting!(offsets.task_start_boottime));
-            read_into(&mut slot.comm, parent, setting!(offsets.task_comm));
-            let cred = read_ptr(parent, setting!(offsets.task_real_cred));
-            slot.euid = read(cred, setting!(offsets.cred_uid) + core::mem::offset_of!(Ids, euid) as u32);
+            let leader = reader.ptr(parent, setting!(offsets.task_group_leader));
+            reader.copy(&mut slot.start_ns, leader, setting!(offsets.task_start_boottime));
+            reader.copy(&mut slot.comm, parent, setting!(offsets.task_comm));
+            let cred = reader.ptr(parent, setting!(offsets.task_real_cred));
+            let euid = setting!(offsets.cred_uid) + core::mem::offset_of!(Ids, euid) as u32;
+            reader.copy(&mut slot.euid, cred, euid);
             task = parent;
             used += 1;
         }
+        reader.done();
         used
     }
 
-    /// Number and argument `index` (0..5) of the system call in flight; number -1 outside of one.
+    /// Number of the system call in flight; -1 outside of one.
     #[inline(always)]
     pub(crate) fn syscall(self) -> i32 {
-        // SAFETY: typed pointer in; the result is read with a checked copy.
-        let regs = unsafe { bpf_task_pt_regs(self.0.cast_mut().cast()) } as *const c_void;
-        read::<u64>(regs, setting!(registers.number)) as i32
+        self.register::<u64>(setting!(registers.number)) as i32
     }
 
-    /// Argument `index` of the system call in flight.
+    /// Argument `index` (0..5) of the system call in flight.
     #[inline(always)]
     pub(crate) fn syscall_arg(self, index: usize) -> u64 {
-        // SAFETY: as above.
-        let regs = unsafe { bpf_task_pt_regs(self.0.cast_mut().cast()) } as *const c_void;
-        read(regs, setting!(registers.args[index]))
+        self.register(setting!(registers.args[index]))
+    }
+
+    #[inline(always)]
+    fn register<T: Copy>(self, offset: u32) -> T {
+        // SAFETY: typed pointers, offset from BTF.
+        unsafe { follow(bpf_task_pt_regs(self.0.cast_mut().cast()) as *const c_void, offset) }
     }
 }
 
 /// The pid of a leader in its own pid namespace.
 #[inline(always)]
-fn ns_pid(leader: *const c_void) -> u32 {
+fn ns_pid(reader: &mut Reader, leader: *const c_void) -> u32 {
     const SIZE_OF_UPID: u32 = 16;
-    let pid = read_ptr(leader, setting!(offsets.task_thread_pid));
+    let pid = reader.ptr(leader, setting!(offsets.task_thread_pid));
     if pid.is_null() {
         return 0;
     }
-    let level: u32 = read(pid, setting!(offsets.pid_level));
-    read(pid, setting!(offsets.pid_numbers) + (level & 31) * SIZE_OF_UPID)
+    let level: u32 = reader.read(pid, setting!(offsets.pid_level));
+    reader.read(pid, setting!(offsets.pid_numbers) + (level & 31) * SIZE_OF_UPID)
 }
 
 /// Copies a kernel string; returns the bytes used without the NUL, the buffer's length if it was cut.
@@ -459,6 +437,13 @@ pub(crate) fn read_str(from: *const c_void, to: &mut [u8]) -> u32 {
         return 0;
     }
     if used as usize >= to.len() { to.len() as u32 } else { used as u32 - 1 }
+}
+
+/// Ticks since some time around boot.
+#[inline(always)]
+pub(crate) fn jiffies() -> u64 {
+    // SAFETY: no arguments.
+    unsafe { bpf_jiffies64() }
 }
 
 /// Copies a value from user memory; `None` and a count if that fails.
@@ -498,6 +483,22 @@ impl Cgroup {
     pub(crate) fn is_unified(self) -> bool {
         let root = read_ptr(self.0, setting!(offsets.cgroup_root));
         read::<u32>(root, setting!(offsets.cgroup_root_id)) == 0
+    }
+
+    /// Whether it is the cgroup with this id or below it.
+    #[inline(always)]
+    pub(crate) fn is_within(self, id: u64) -> bool {
+        let mut kn = read_ptr(self.0, setting!(offsets.cgroup_kn));
+        for _ in 0..MAX_CGROUP_DEPTH {
+            if kn.is_null() {
+                return false;
+            }
+            if read::<u64>(kn, setting!(offsets.kernfs_id)) == id {
+                return true;
+            }
+            kn = read_ptr(kn, setting!(offsets.kernfs_parent));
+        }
+        false
     }
 
     /// Id of its parent directory; 0 at the root.

@@ -13,6 +13,7 @@ use crate::host::cgroupfs::CgroupFs;
 use crate::host::kubelet::KubeletWatcher;
 use crate::host::pods_file::{LOOK_INTERVAL, PodsFileWatcher};
 use crate::host::proc::ProcFs;
+use crate::kernel::sizes::{Machine, Sizes};
 use crate::kernel::{features, load, object, plan, ring::Ring, status::State};
 use crate::sink::{WallClock, boot_now};
 
@@ -92,8 +93,11 @@ pub(super) async fn start(config: &Config) -> Result<App, RunError> {
     let mut outputs = Outputs::open(config, Clock)?;
     let cgroups = CgroupFs::find(config.cgroup_root.as_deref())?;
     let kernel = features::probe()?;
-    let settings = features::settings(&kernel, host_mnt_ns(&proc), config.entry_grace);
-    let (mut loaded, rings) = load::load(Some(object), &settings, &plan::plan(&kernel.features))?;
+    let settings =
+        features::settings(&kernel, host_mnt_ns(&proc), config.entry_grace, config.container_budget);
+    let plan = plan::plan(&kernel.features, config.probe_mechanism);
+    let sizes = Sizes::new(Machine::this(), config.max_containers);
+    let (mut loaded, rings) = load::load(Some(object), &settings, &sizes, &plan)?;
     check_probes(&loaded)?;
     outputs.probes(&loaded.probes);
     outputs.serve();

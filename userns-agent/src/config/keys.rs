@@ -145,6 +145,20 @@ pub static KEYS: &[Key] = &[
         ps: false,
         slot: Slot::Number(|config| &mut config.max_processes, 1024..=1_048_576),
     },
+    Key {
+        name: "container_budget",
+        help: "Executed programs and ended processes that the kernel tells of each container in a second; what is \
+               beyond that is counted and told as `suppressed`. Evidence for findings knows no budget",
+        ps: false,
+        slot: Slot::Number(|config| &mut config.container_budget, 1..=1_000_000),
+    },
+    Key {
+        name: "probe_mechanism",
+        help: "How to attach to the hooks that offer a choice; `auto` takes the best that the kernel has. For tests \
+               and for finding out what goes wrong",
+        ps: false,
+        slot: Slot::Mechanism(|config| &mut config.probe_mechanism),
+    },
 ];
 
 /// The key of that name.

@@ -20,6 +20,8 @@ use serde_json::Value;
 use serde_saphyr::Spanned;
 use value::{Mismatch, Raw};
 
+use crate::kernel::plan::Mechanism;
+
 /// Directories searched for the executables of container runtimes unless configured otherwise: distributions'
 /// own, those of CRI-O's packages, and those of k3s, RKE2, k0s, MicroK8s and NixOS.
 pub const RUNTIME_DIRECTORIES: &[&str] = &[
@@ -76,6 +78,10 @@ pub struct Config {
     pub max_containers: u64,
     /// Processes tracked at a time.
     pub max_processes: u64,
+    /// Everyday records that a container may send in a second.
+    pub container_budget: u64,
+    /// The only mechanism for hooks that have it; `None`: the best that the kernel takes.
+    pub probe_mechanism: Option<Mechanism>,
 }
 
 impl Default for Config {
@@ -97,6 +103,8 @@ impl Default for Config {
             runtime_paths: RUNTIME_DIRECTORIES.iter().map(PathBuf::from).collect(),
             max_containers: 8192,
             max_processes: 65_536,
+            container_budget: 500,
+            probe_mechanism: None,
         }
     }
 }

@@ -58,8 +58,11 @@ output_file_keep: 0
 log_level: trace
 max_containers: 64
 max_processes: 1024
+container_budget: 7
+probe_mechanism: fexit
 ";
     let config = from_file(text).unwrap().config;
+    assert_eq!((config.container_budget, config.probe_mechanism), (7, Some(Mechanism::FExit)));
     assert_eq!(config.cgroup_root, Some("/c".into()));
     assert_eq!(config.runtime_paths, [PathBuf::from("/a"), "/b c".into()]);
     assert_eq!((config.output, config.log_level), (Output::Live, LogLevel::Trace));

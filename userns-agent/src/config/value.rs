@@ -9,6 +9,7 @@ use std::time::Duration;
 use serde_json::Value;
 
 use super::{Config, LogLevel, Output};
+use crate::kernel::plan::Mechanism;
 
 /// A value before it is checked.
 #[derive(Clone, Copy, Debug)]
@@ -54,6 +55,8 @@ pub enum Slot {
     Output(Field<Output>),
     /// One of [`LogLevel`].
     Level(Field<LogLevel>),
+    /// One of [`Mechanism`], or `auto`.
+    Mechanism(Field<Option<Mechanism>>),
     /// Absolute paths.
     Paths(Field<Vec<PathBuf>>),
 }
@@ -65,6 +68,13 @@ const LEVELS: [(&str, LogLevel); 5] = [
     ("info", LogLevel::Info),
     ("debug", LogLevel::Debug),
     ("trace", LogLevel::Trace),
+];
+const MECHANISMS: [(&str, Option<Mechanism>); 5] = [
+    ("auto", None),
+    (Mechanism::TpBtf.name(), Some(Mechanism::TpBtf)),
+    (Mechanism::FExit.name(), Some(Mechanism::FExit)),
+    (Mechanism::KProbe.name(), Some(Mechanism::KProbe)),
+    (Mechanism::Tracepoint.name(), Some(Mechanism::Tracepoint)),
 ];
 const UNITS: [(&str, u64); 4] = [("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10), ("B", 1)];
 /// Characters shown of a value that is wrong.
@@ -89,6 +99,7 @@ impl Slot {
             Self::Bytes(field, range) => store(field(config), within(range, raw.bytes())),
             Self::Output(field) => store(field(config), choose(&OUTPUTS, raw)),
             Self::Level(field) => store(field(config), choose(&LEVELS, raw)),
+            Self::Mechanism(field) => store(field(config), choose(&MECHANISMS, raw)),
             Self::Paths(field) => return self.set_paths(field(config), raw),
         };
         if stored { Ok(()) } else { Err(self.mismatch(None, raw)) }
@@ -132,6 +143,7 @@ impl Slot {
             }
             Self::Output(_) => one_of(&OUTPUTS),
             Self::Level(_) => one_of(&LEVELS),
+            Self::Mechanism(_) => one_of(&MECHANISMS),
             Self::Paths(_) => {
                 "a list of absolute paths (in flags and the environment, separated by commas)".to_owned()
             }
@@ -150,6 +162,7 @@ impl Slot {
             Self::Bytes(..) => "SIZE",
             Self::Output(_) => "OUTPUT",
             Self::Level(_) => "LEVEL",
+            Self::Mechanism(_) => "MECHANISM",
             Self::Paths(_) => "PATHS",
         }
     }
@@ -173,6 +186,7 @@ impl Slot {
             Self::Bytes(field, _) => bytes(*field(config)),
             Self::Output(field) => name_of(&OUTPUTS, *field(config)),
             Self::Level(field) => name_of(&LEVELS, *field(config)),
+            Self::Mechanism(field) => name_of(&MECHANISMS, *field(config)),
             Self::Paths(field) => {
                 let paths: Vec<_> = field(config).iter().map(|path| quote(path.display())).collect();
                 format!("[{}]", paths.join(", "))

@@ -9,6 +9,8 @@ use std::collections::BTreeMap;
 use thiserror::Error;
 use userns_common::settings::Offsets;
 
+use super::plan::Function;
+
 /// What can be wrong with type information, or missing from it.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum BtfError {
@@ -259,7 +261,7 @@ impl<'a> Btf<'a> {
     /// Types of a tracepoint's arguments (`TP_PROTO`), for example `struct cred *`; `None` if the kernel has no
     /// such tracepoint.
     #[must_use]
-    pub fn tracepoint(&self, name: &str) -> Option<Vec<String>> {
+    pub fn tracepoint(&self, name: &str) -> Option<Function> {
         let typedef = format!("btf_trace_{name}");
         let id = *self.names.get(&(KIND_TYPEDEF, typedef.as_bytes()))?;
         let pointer = self.get(self.strip(id));
@@ -268,21 +270,22 @@ impl<'a> Btf<'a> {
             return None;
         }
         // the first parameter is the tracepoint's private data
-        self.parameters(proto, 1)
+        self.prototype(proto, 1)
     }
 
-    fn parameters(&self, proto: Type, skip: usize) -> Option<Vec<String>> {
+    fn prototype(&self, proto: Type, skip: usize) -> Option<Function> {
         let parameters =
             (skip..proto.len as usize).map(|index| u32_at(self.bytes, proto.data + index * 8 + 4));
-        parameters.map(|ty| ty.ok().map(|ty| self.show(ty, 0))).collect()
+        let arguments = parameters.map(|ty| ty.ok().map(|ty| self.show(ty, 0))).collect::<Option<_>>()?;
+        Some(Function { arguments, returns: self.show(proto.size_or_type, 0) })
     }
 
-    /// Types of a function's arguments; `None` if the kernel has no such function that can be hooked.
+    /// Types of a function's arguments and result; `None` if the kernel has no such function that can be hooked.
     #[must_use]
-    pub fn function(&self, name: &str) -> Option<Vec<String>> {
+    pub fn function(&self, name: &str) -> Option<Function> {
         let function = self.get(*self.names.get(&(KIND_FUNC, name.as_bytes()))?);
         let proto = self.get(function.size_or_type);
-        if proto.kind == KIND_FUNC_PROTO { self.parameters(proto, 0) } else { None }
+        if proto.kind == KIND_FUNC_PROTO { self.prototype(proto, 0) } else { None }
     }
 
     /// Whether the kernel has a function of this name in its type information.
@@ -363,7 +366,9 @@ mod tests {
     fn shows_tracepoint_arguments() {
         let bytes = sample();
         let btf = Btf::parse(&bytes).unwrap();
-        assert_eq!(btf.tracepoint("demo"), Some(vec!["struct inner *".to_owned(), "int".to_owned()]));
+        let demo = btf.tracepoint("demo").unwrap();
+        assert_eq!(demo.arguments, ["struct inner *", "int"]);
+        assert_eq!(demo.returns, "void");
         assert_eq!(btf.tracepoint("other"), None);
     }
 

@@ -9,7 +9,8 @@ use userns_common::caps::ATTEMPTS;
 use userns_common::settings::{Offsets, Registers, Settings, SyscallSet};
 
 use super::btf::{Btf, BtfError};
-use super::plan::{Features, HOOKS, Mechanism};
+use super::hooks::HOOKS;
+use super::plan::{Features, Mechanism};
 
 const BTF_PATH: &str = "/sys/kernel/btf/vmlinux";
 const TRACEFS: [&str; 2] = ["/sys/kernel/tracing", "/sys/kernel/debug/tracing"];
@@ -56,13 +57,13 @@ pub fn probe() -> Result<Kernel, FeatureError> {
     for candidate in HOOKS.iter().flat_map(|wanted| wanted.candidates) {
         match candidate.mechanism {
             Mechanism::TpBtf => {
-                if let Some(arguments) = btf.tracepoint(candidate.target) {
-                    features.typed_tracepoints.insert(candidate.target.to_owned(), arguments);
+                if let Some(found) = btf.tracepoint(candidate.target) {
+                    features.typed_tracepoints.insert(candidate.target.to_owned(), found);
                 }
             }
-            Mechanism::FExit => {
-                if let Some(arguments) = btf.function(candidate.target) {
-                    features.functions.insert(candidate.target.to_owned(), arguments);
+            Mechanism::FExit | Mechanism::KProbe => {
+                if let Some(found) = btf.function(candidate.target) {
+                    features.functions.insert(candidate.target.to_owned(), found);
                 }
             }
             Mechanism::Iterator => {
@@ -143,13 +144,14 @@ const LISTING: &[u32] = &[78, 79, 291, 61];
 
 /// The globals for this kernel.
 #[must_use]
-pub fn settings(kernel: &Kernel, host_mnt_inum: u32, grace: Duration) -> Settings {
+pub fn settings(kernel: &Kernel, host_mnt_inum: u32, grace: Duration, container_budget: u64) -> Settings {
     Settings {
         offsets: kernel.offsets,
         registers: kernel.registers,
         host_level: 0,
         host_mnt_inum,
         grace_ns: u64::try_from(grace.as_nanos()).unwrap_or(u64::MAX),
+        container_budget,
         attempt_caps: ATTEMPTS,
         accounting: SyscallSet::new(ACCOUNTING),
         listing: SyscallSet::new(LISTING),

@@ -1,16 +1,26 @@
 //! Loads the object and attaches its programs according to the plan.
 
+use std::collections::BTreeMap;
+use std::num::NonZero;
+use std::sync::{Mutex, PoisonError};
+use std::thread;
+
 use aya::maps::{HashMap, MapData, MapError, PerCpuArray, RingBuf};
-use aya::programs::{BtfTracePoint, FExit, Iter, ProgramError, TracePoint};
+use aya::programs::{BtfTracePoint, FExit, Iter, KProbe, Program, ProgramError, TracePoint};
 use aya::{Btf, Ebpf, EbpfError, EbpfLoader};
+use rustix::io::Errno;
 use thiserror::Error;
 use userns_common::kind::Counter;
-use userns_common::record::{AggregateKey, AggregateValue, WatchedCgroup};
+use userns_common::record::{AggregateKey, AggregateValue, Budget, WatchedCgroup};
 use userns_common::settings::{SETTINGS, Settings};
 
 use super::plan::{Candidate, Mechanism, Planned};
+use super::sizes::Sizes;
 use super::status::{Probe, State};
 use crate::event::CgroupId;
+
+/// Programs verified at a time.
+const MAX_VERIFIERS: usize = 4;
 
 /// Why the programs could not be loaded at all. One program that fails is a [`State::Failed`] instead.
 #[derive(Debug, Error)]
@@ -60,12 +70,15 @@ unsafe impl aya::Pod for Plain<WatchedCgroup> {}
 unsafe impl aya::Pod for Plain<AggregateKey> {}
 // SAFETY: as above.
 unsafe impl aya::Pod for Plain<AggregateValue> {}
+// SAFETY: as above.
+unsafe impl aya::Pod for Plain<Budget> {}
 
 /// Loaded programs. Dropping it detaches them all.
 pub struct Loaded {
     ebpf: Ebpf,
     cgroups: HashMap<MapData, u64, Plain<WatchedCgroup>>,
     aggregates: HashMap<MapData, Plain<AggregateKey>, Plain<AggregateValue>>,
+    budgets: HashMap<MapData, u64, Plain<Budget>>,
     counts: PerCpuArray<MapData, u64>,
     /// State of each hook.
     pub probes: Vec<Probe>,
@@ -84,7 +97,8 @@ fn settings_bytes(settings: &Settings) -> &[u8] {
     unsafe { core::slice::from_raw_parts((&raw const *settings).cast::<u8>(), size_of::<Settings>()) }
 }
 
-/// Loads `object` and attaches what `plan` chose. A program that the kernel refuses is recorded, not fatal.
+/// Loads `object` and attaches what `plan` chose: of each hook the first candidate that the kernel takes. A hook
+/// without one is recorded, not fatal.
 ///
 /// # Errors
 ///
@@ -92,21 +106,72 @@ fn settings_bytes(settings: &Settings) -> &[u8] {
 pub fn load(
     object: Option<&[u8]>,
     settings: &Settings,
+    sizes: &Sizes,
     plan: &[Planned],
 ) -> Result<(Loaded, Rings), LoadError> {
     let object = object.ok_or(LoadError::Stub)?;
-    let btf = Btf::from_sys_fs()?;
-    let mut ebpf = EbpfLoader::new()
-        .btf(Some(&btf))
+    // each reads all of the kernel's type information, which takes a tenth of a second
+    let (btf, mut loader) = thread::scope(|scope| {
+        let btf = scope.spawn(Btf::from_sys_fs);
+        let loader = EbpfLoader::new();
+        (btf.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)), loader)
+    });
+    let btf = btf?;
+    for (map, entries) in sizes.entries() {
+        loader.map_max_entries(map, entries);
+    }
+    let mut ebpf = loader
         .allow_unsupported_maps()
         .override_global(SETTINGS, settings_bytes(settings), true)
         .load(object)?;
     let rings = Rings { evidence: ring(&mut ebpf, "EVIDENCE")?, bulk: ring(&mut ebpf, "BULK")? };
     let cgroups = HashMap::try_from(take(&mut ebpf, "CGROUPS")?).map_err(named("CGROUPS"))?;
     let aggregates = HashMap::try_from(take(&mut ebpf, "AGGREGATES")?).map_err(named("AGGREGATES"))?;
+    let budgets = HashMap::try_from(take(&mut ebpf, "BUDGETS")?).map_err(named("BUDGETS"))?;
     let counts = PerCpuArray::try_from(take(&mut ebpf, "COUNTS")?).map_err(named("COUNTS"))?;
-    let probes = plan.iter().map(|planned| start(&mut ebpf, &btf, planned)).collect();
-    Ok((Loaded { ebpf, cgroups, aggregates, counts, probes }, rings))
+    let mut verified = verify(&mut ebpf, &btf, plan);
+    let probes = plan.iter().map(|planned| start(&mut ebpf, &btf, planned, &mut verified)).collect();
+    Ok((Loaded { ebpf, cgroups, aggregates, budgets, counts, probes }, rings))
+}
+
+/// Programs by name, with what the kernel said to them.
+type Verified = BTreeMap<&'static str, Result<(), ProgramError>>;
+
+/// Has the kernel verify each hook's best candidate, which is most of the start-up time: several at once.
+fn verify(ebpf: &mut Ebpf, btf: &Btf, plan: &[Planned]) -> Verified {
+    let first = plan.iter().filter_map(|planned| planned.candidates.first());
+    let wanted: BTreeMap<&str, (&'static str, &Candidate)> = first
+        .flat_map(|candidate| candidate.programs.iter().map(move |name| (*name, (*name, candidate))))
+        .collect();
+    let jobs: Vec<_> = ebpf
+        .programs_mut()
+        .filter_map(|(name, program)| wanted.get(name).map(|(name, candidate)| (*name, program, *candidate)))
+        .collect();
+    let jobs = Mutex::new(jobs);
+    let take = || jobs.lock().unwrap_or_else(PoisonError::into_inner).pop();
+    let work = || {
+        let mut done = Verified::new();
+        while let Some((name, program, candidate)) = take() {
+            done.insert(name, verify_one(program, btf, candidate));
+        }
+        done
+    };
+    let workers = thread::available_parallelism().map_or(1, NonZero::get).min(MAX_VERIFIERS);
+    thread::scope(|scope| {
+        let handles: Vec<_> = (0..workers).map(|_| scope.spawn(work)).collect();
+        let joined = handles.into_iter().map(|handle| handle.join());
+        joined.flat_map(|done| done.unwrap_or_else(|panic| std::panic::resume_unwind(panic))).collect()
+    })
+}
+
+fn verify_one(program: &mut Program, btf: &Btf, candidate: &Candidate) -> Result<(), ProgramError> {
+    match candidate.mechanism {
+        Mechanism::TpBtf => <&mut BtfTracePoint>::try_from(program)?.load(candidate.target, btf),
+        Mechanism::FExit => <&mut FExit>::try_from(program)?.load(candidate.target, btf),
+        Mechanism::KProbe => <&mut KProbe>::try_from(program)?.load(),
+        Mechanism::Tracepoint => <&mut TracePoint>::try_from(program)?.load(),
+        Mechanism::Iterator => <&mut Iter>::try_from(program)?.load(candidate.target, btf),
+    }
 }
 
 fn take(ebpf: &mut Ebpf, name: &'static str) -> Result<aya::maps::Map, LoadError> {
@@ -121,42 +186,75 @@ fn ring(ebpf: &mut Ebpf, name: &'static str) -> Result<RingBuf<MapData>, LoadErr
     RingBuf::try_from(take(ebpf, name)?).map_err(named(name))
 }
 
-fn start(ebpf: &mut Ebpf, btf: &Btf, planned: &Planned) -> Probe {
-    let (mechanism, state) = match &planned.choice {
-        Err(reason) => (None, State::Degraded { reason: reason.clone() }),
-        Ok(candidate) => {
-            let state = match attach(ebpf, btf, candidate) {
-                Ok(()) => State::Active,
-                Err(error) => State::Failed { error: chain(&error) },
-            };
-            (Some(candidate.mechanism), state)
+fn start(ebpf: &mut Ebpf, btf: &Btf, planned: &Planned, verified: &mut Verified) -> Probe {
+    let mut passed_over = planned.refused.clone();
+    let mut bug = false;
+    let mut chosen = None;
+    for candidate in &planned.candidates {
+        match attach(ebpf, btf, candidate, verified) {
+            Ok(()) => {
+                chosen = Some(candidate.mechanism);
+                break;
+            }
+            Err(error) => {
+                bug |= !is_refusal(&error);
+                passed_over.push(format!("{}: {}", candidate.mechanism.name(), chain(&error)));
+            }
         }
+    }
+    let state = if chosen.is_some() {
+        State::Active
+    } else if bug {
+        State::Failed { error: passed_over.join("; ") }
+    } else {
+        State::Degraded { reason: passed_over.join("; ") }
     };
-    Probe { hook: planned.hook, mechanism, state, without: planned.without }
+    Probe { hook: planned.hook, mechanism: chosen, state, passed_over, without: planned.without }
 }
 
-fn attach(ebpf: &mut Ebpf, btf: &Btf, candidate: &Candidate) -> Result<(), ProgramError> {
-    let program = ebpf.program_mut(candidate.program).ok_or(ProgramError::NotLoaded)?;
-    match candidate.mechanism {
-        Mechanism::TpBtf => {
-            let program: &mut BtfTracePoint = program.try_into()?;
-            program.load(candidate.target, btf)?;
-            program.attach()?;
+/// Whether the kernel does not let anyone have this, rather than find fault with the program.
+fn is_refusal(error: &ProgramError) -> bool {
+    /// `ENOTSUPP`, which is the kernel's own (include/linux/errno.h).
+    const ENOTSUPP: i32 = 524;
+    if matches!(error, ProgramError::LoadError { verifier_log, .. } if !verifier_log.to_string().is_empty()) {
+        return false;
+    }
+    let mut next: Option<&dyn std::error::Error> = Some(error);
+    while let Some(cause) = next {
+        if let Some(error) = cause.downcast_ref::<std::io::Error>() {
+            const REFUSALS: [Errno; 4] = [Errno::PERM, Errno::NOENT, Errno::OPNOTSUPP, Errno::NODEV];
+            let code = error.raw_os_error().unwrap_or_default();
+            return code == ENOTSUPP || REFUSALS.iter().any(|errno| errno.raw_os_error() == code);
         }
-        Mechanism::FExit => {
-            let program: &mut FExit = program.try_into()?;
-            program.load(candidate.target, btf)?;
-            program.attach()?;
-        }
-        Mechanism::Tracepoint => {
-            let program: &mut TracePoint = program.try_into()?;
-            program.load()?;
-            let (category, name) = candidate.target.split_once('/').unwrap_or(("", candidate.target));
-            program.attach(category, name)?;
-        }
-        Mechanism::Iterator => {
-            let program: &mut Iter = program.try_into()?;
-            program.load(candidate.target, btf)?;
+        next = cause.source();
+    }
+    false
+}
+
+fn attach(
+    ebpf: &mut Ebpf,
+    btf: &Btf,
+    candidate: &Candidate,
+    verified: &mut Verified,
+) -> Result<(), ProgramError> {
+    for name in candidate.programs {
+        let program = ebpf.program_mut(name).ok_or(ProgramError::NotLoaded)?;
+        verified.remove(name).unwrap_or_else(|| verify_one(program, btf, candidate))?;
+        match candidate.mechanism {
+            Mechanism::TpBtf => {
+                <&mut BtfTracePoint>::try_from(program)?.attach()?;
+            }
+            Mechanism::FExit => {
+                <&mut FExit>::try_from(program)?.attach()?;
+            }
+            Mechanism::KProbe => {
+                <&mut KProbe>::try_from(program)?.attach(candidate.target, 0)?;
+            }
+            Mechanism::Tracepoint => {
+                let (category, name) = candidate.target.split_once('/').unwrap_or(("", candidate.target));
+                <&mut TracePoint>::try_from(program)?.attach(category, name)?;
+            }
+            Mechanism::Iterator => {}
         }
     }
     Ok(())
@@ -207,6 +305,7 @@ impl Loaded {
     /// Removes a cgroup and the rows counted for it. What is not there is no error.
     pub fn forget(&mut self, id: CgroupId) {
         let _ = self.cgroups.remove(&id.0);
+        let _ = self.budgets.remove(&id.0);
         let keys: Vec<_> = self.aggregates.keys().flatten().filter(|key| key.0.container == id.0).collect();
         for key in keys {
             let _ = self.aggregates.remove(&key);
@@ -229,6 +328,13 @@ impl Loaded {
     #[must_use]
     pub fn aggregates(&self) -> Vec<(AggregateKey, AggregateValue)> {
         self.aggregates.iter().flatten().map(|(key, value)| (key.0, value.0)).collect()
+    }
+
+    /// What each container was not allowed to send, as totals.
+    #[must_use]
+    pub fn budgets(&self) -> Vec<(CgroupId, Budget)> {
+        let rows = self.budgets.iter().flatten().map(|(id, budget)| (CgroupId(id), budget.0));
+        rows.filter(|(_, budget)| budget.withheld_execs + budget.withheld_exits > 0).collect()
     }
 
     /// All kernel counters, summed over CPUs.

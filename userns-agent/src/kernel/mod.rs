@@ -2,8 +2,10 @@
 
 pub mod btf;
 pub mod features;
+pub mod hooks;
 pub mod load;
 pub mod object;
 pub mod plan;
 pub mod ring;
+pub mod sizes;
 pub mod status;

@@ -1,8 +1,10 @@
-//! Which hook is attached by which mechanism: one table, decided without touching the kernel.
+//! Which hook is attached by which mechanism: one decision, made without touching the kernel.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use userns_common::kind::Hook;
+
+use super::hooks::HOOKS;
 
 /// A way to attach to a hook.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -11,6 +13,8 @@ pub enum Mechanism {
     TpBtf,
     /// The return of a kernel function, whose arguments the verifier knows the types of.
     FExit,
+    /// A probe at the return of a kernel function, and at its entry where the arguments are needed.
+    KProbe,
     /// A tracepoint through perf events.
     Tracepoint,
     /// A task iterator.
@@ -18,42 +22,55 @@ pub enum Mechanism {
 }
 
 impl Mechanism {
-    /// The name used in metrics and JSON.
+    /// The name used in metrics, JSON and flags.
     #[must_use]
-    pub fn name(self) -> &'static str {
+    pub const fn name(self) -> &'static str {
         match self {
             Self::TpBtf => "tp_btf",
             Self::FExit => "fexit",
+            Self::KProbe => "kprobe",
             Self::Tracepoint => "tracepoint",
             Self::Iterator => "iter",
         }
     }
 }
 
+/// A prototype: types in C, without qualifiers.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Function {
+    /// Of the arguments.
+    pub arguments: Vec<String>,
+    /// Of the result.
+    pub returns: String,
+}
+
 /// What the running kernel offers. Filled by [`super::features`].
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Features {
-    /// Argument types of the tracepoints in type information, by name.
-    pub typed_tracepoints: BTreeMap<String, Vec<String>>,
-    /// Argument types of the functions in type information, by name.
-    pub functions: BTreeMap<String, Vec<String>>,
+    /// Tracepoints in type information, by name.
+    pub typed_tracepoints: BTreeMap<String, Function>,
+    /// Functions in type information, by name.
+    pub functions: BTreeMap<String, Function>,
     /// Events of tracefs, as `category/name`; `None` if tracefs cannot be read.
     pub events: Option<BTreeSet<String>>,
     /// Iterators in type information, by target.
     pub iterators: BTreeSet<String>,
 }
 
-/// A program for a hook.
+/// Programs for a hook.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Candidate {
-    /// Its name in the object.
-    pub program: &'static str,
-    /// How it attaches.
+    /// How they attach.
     pub mechanism: Mechanism,
-    /// To what: a tracepoint's name, `category/name`, or an iterator's target.
+    /// Their names in the object. All of them are needed.
+    pub programs: &'static [&'static str],
+    /// To what: a tracepoint's or function's name, `category/name`, or an iterator's target.
     pub target: &'static str,
-    /// Types of the arguments the program was written for (`TP_PROTO`). More of them at the end do no harm.
-    pub prototype: &'static [&'static str],
+    /// Types of the arguments that the programs were written for, `|` between names of the same type. More of them at
+    /// the end of a tracepoint's do no harm.
+    pub arguments: &'static [&'static str],
+    /// Type of the result.
+    pub returns: &'static str,
 }
 
 /// A hook, what is lost without it, and the programs for it by preference.
@@ -67,110 +84,6 @@ pub struct Wanted {
     pub candidates: &'static [Candidate],
 }
 
-const fn typed(target: &'static str, prototype: &'static [&'static str]) -> Candidate {
-    Candidate { program: target, mechanism: Mechanism::TpBtf, target, prototype }
-}
-
-const fn at_return(
-    program: &'static str,
-    target: &'static str,
-    prototype: &'static [&'static str],
-) -> Candidate {
-    Candidate { program, mechanism: Mechanism::FExit, target, prototype }
-}
-
-const fn event(program: &'static str, target: &'static str) -> Candidate {
-    Candidate { program, mechanism: Mechanism::Tracepoint, target, prototype: &[] }
-}
-
-/// Every hook, in the order of attachment.
-pub const HOOKS: &[Wanted] = &[
-    Wanted {
-        hook: Hook::CgroupMkdir,
-        without: "containers are found by the walk of cgroupfs only, seconds after their start",
-        candidates: &[typed("cgroup_mkdir", &["struct cgroup *", "char *"])],
-    },
-    Wanted {
-        hook: Hook::CgroupRmdir,
-        without: "ended containers are forgotten by the walk of cgroupfs only",
-        candidates: &[typed("cgroup_rmdir", &["struct cgroup *", "char *"])],
-    },
-    Wanted {
-        hook: Hook::NewTask,
-        without: "children are known from the next sweep on, not from birth",
-        candidates: &[typed(
-            "task_newtask",
-            &["struct task_struct *", "u64|unsigned long|long unsigned int"],
-        )],
-    },
-    Wanted {
-        hook: Hook::CgroupAttach,
-        without: "processes moved into a pod are seen by the next sweep only",
-        candidates: &[typed(
-            "cgroup_attach_task",
-            &["struct cgroup *", "char *", "struct task_struct *", "bool|_Bool"],
-        )],
-    },
-    Wanted {
-        hook: Hook::Exec,
-        without: "a container's first program is seen by the next sweep only",
-        candidates: &[typed(
-            "sched_process_exec",
-            &["struct task_struct *", "pid_t|int", "struct linux_binprm *"],
-        )],
-    },
-    Wanted {
-        hook: Hook::Exit,
-        without: "an escape that ends at once can be missed",
-        candidates: &[typed("sched_process_exit", &["struct task_struct *"])],
-    },
-    Wanted {
-        hook: Hook::Capable,
-        without: "use and denial of capabilities is not seen",
-        candidates: &[
-            typed(
-                "cap_capable",
-                &["struct cred *", "struct user_namespace *", "struct user_namespace *", "int", "int"],
-            ),
-            at_return(
-                "cap_capable_return",
-                "cap_capable",
-                &["struct cred *", "struct user_namespace *", "int", "unsigned int"],
-            ),
-        ],
-    },
-    Wanted {
-        hook: Hook::Setns,
-        without: "setns is not explained; its effect is seen at the next hook",
-        candidates: &[event("sys_exit_setns", "syscalls/sys_exit_setns")],
-    },
-    Wanted {
-        hook: Hook::Unshare,
-        without: "unshare is not explained; its effect is seen at the next hook",
-        candidates: &[event("sys_exit_unshare", "syscalls/sys_exit_unshare")],
-    },
-    Wanted {
-        hook: Hook::MountSetattr,
-        without: "id-mapped mounts made by pods are not seen",
-        candidates: &[event("sys_exit_mount_setattr", "syscalls/sys_exit_mount_setattr")],
-    },
-    Wanted {
-        hook: Hook::OpenTreeAttr,
-        without: "nothing on kernels before 6.15, which lack the call; else id-mapped mounts made by it",
-        candidates: &[event("sys_exit_open_tree_attr", "syscalls/sys_exit_open_tree_attr")],
-    },
-    Wanted {
-        hook: Hook::TaskIter,
-        without: "processes that ran before the agent, and changes no hook saw, are not found",
-        candidates: &[Candidate {
-            program: "sweep",
-            mechanism: Mechanism::Iterator,
-            target: "task",
-            prototype: &[],
-        }],
-    },
-];
-
 /// What to do about one hook.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Planned {
@@ -178,27 +91,34 @@ pub struct Planned {
     pub hook: Hook,
     /// What is lost without it.
     pub without: &'static str,
-    /// The candidate chosen, or why there is none.
-    pub choice: Result<Candidate, String>,
+    /// Candidates that this kernel should take, best first.
+    pub candidates: Vec<Candidate>,
+    /// Why others are left out.
+    pub refused: Vec<String>,
 }
 
-/// Decides for every hook.
+/// Decides for every hook. `only` leaves a hook that has candidates of this mechanism no others.
 #[must_use]
-pub fn plan(features: &Features) -> Vec<Planned> {
-    HOOKS.iter().map(|wanted| decide(wanted, features)).collect()
+pub fn plan(features: &Features, only: Option<Mechanism>) -> Vec<Planned> {
+    HOOKS.iter().map(|wanted| decide(wanted, features, only)).collect()
 }
 
-fn decide(wanted: &Wanted, features: &Features) -> Planned {
-    let mut reasons = Vec::new();
+fn decide(wanted: &Wanted, features: &Features, only: Option<Mechanism>) -> Planned {
+    let offers = |only: &Mechanism| wanted.candidates.iter().any(|known| known.mechanism == *only);
+    let only = only.filter(offers);
+    let Wanted { hook, without, .. } = *wanted;
+    let mut planned = Planned { hook, without, candidates: Vec::new(), refused: Vec::new() };
     for candidate in wanted.candidates {
+        if only.is_some_and(|only| only != candidate.mechanism) {
+            continue;
+        }
         match usable(candidate, features) {
-            Ok(()) => {
-                return Planned { hook: wanted.hook, without: wanted.without, choice: Ok(*candidate) };
-            }
-            Err(reason) => reasons.push(reason),
+            Ok(()) => planned.candidates.push(*candidate),
+            Err(reason) if planned.refused.contains(&reason) => {}
+            Err(reason) => planned.refused.push(reason),
         }
     }
-    Planned { hook: wanted.hook, without: wanted.without, choice: Err(reasons.join("; ")) }
+    planned
 }
 
 fn usable(candidate: &Candidate, features: &Features) -> Result<(), String> {
@@ -209,19 +129,15 @@ fn usable(candidate: &Candidate, features: &Features) -> Result<(), String> {
                 .typed_tracepoints
                 .get(target)
                 .ok_or_else(|| format!("this kernel has no tracepoint {target}"))?;
-            matches_prototype(candidate.prototype, found)
+            arguments_match(candidate.arguments, &found.arguments)
                 .map_err(|problem| format!("tracepoint {target}: {problem}"))
         }
-        Mechanism::FExit => {
+        Mechanism::FExit | Mechanism::KProbe => {
             let found = features
                 .functions
                 .get(target)
-                .ok_or_else(|| format!("this kernel has no function {target}"))?;
-            // the return value stands behind the last argument, so their number must be right
-            let exact = found.len() == candidate.prototype.len();
-            let matched = matches_prototype(candidate.prototype, found);
-            let counted = if exact { Ok(()) } else { Err(format!("has {} arguments", found.len())) };
-            matched.and(counted).map_err(|problem| format!("function {target}: {problem}"))
+                .ok_or_else(|| format!("this kernel has no function {target} that can be hooked"))?;
+            function_matches(candidate, found).map_err(|problem| format!("function {target}: {problem}"))
         }
         Mechanism::Tracepoint => {
             let events =
@@ -238,10 +154,27 @@ fn usable(candidate: &Candidate, features: &Features) -> Result<(), String> {
     }
 }
 
-fn matches_prototype(expected: &[&str], found: &[String]) -> Result<(), String> {
+fn function_matches(candidate: &Candidate, found: &Function) -> Result<(), String> {
+    arguments_match(candidate.arguments, &found.arguments)?;
+    // the result stands behind the last argument, so their number must be right
+    let (has, expects) = (found.arguments.len(), candidate.arguments.len());
+    if has != expects {
+        return Err(format!("has {has} arguments, the program expects {expects}"));
+    }
+    if !is(candidate.returns, &found.returns) {
+        return Err(format!("returns `{}`, the program expects `{}`", found.returns, candidate.returns));
+    }
+    Ok(())
+}
+
+fn is(expected: &str, found: &str) -> bool {
+    expected.split('|').any(|alternative| alternative == found)
+}
+
+fn arguments_match(expected: &[&str], found: &[String]) -> Result<(), String> {
     for (index, expected) in expected.iter().enumerate() {
         match found.get(index) {
-            Some(found) if expected.split('|').any(|alternative| alternative == found) => {}
+            Some(found) if is(expected, found) => {}
             Some(found) => {
                 return Err(format!("argument {index} is `{found}`, the program expects `{expected}`"));
             }
@@ -259,40 +192,52 @@ mod tests {
         let mut features = Features { events: Some(BTreeSet::new()), ..Features::default() };
         for candidate in HOOKS.iter().flat_map(|wanted| wanted.candidates) {
             let target = candidate.target.to_owned();
+            let first = |types: &str| types.split('|').next().unwrap().to_owned();
+            let arguments = candidate.arguments.iter().map(|types| first(types)).collect();
+            let function = Function { arguments, returns: first(candidate.returns) };
             match candidate.mechanism {
-                Mechanism::TpBtf => {
-                    let first = |types: &&str| types.split('|').next().unwrap().to_owned();
-                    features
-                        .typed_tracepoints
-                        .insert(target, candidate.prototype.iter().map(first).collect());
-                }
-                Mechanism::FExit => {
-                    features.functions.insert(
-                        target,
-                        candidate.prototype.iter().map(|types| (*types).to_owned()).collect(),
-                    );
-                }
-                Mechanism::Tracepoint => {
-                    features.events.as_mut().unwrap().insert(target);
-                }
-                Mechanism::Iterator => {
-                    features.iterators.insert(target);
-                }
+                Mechanism::TpBtf => drop(features.typed_tracepoints.insert(target, function)),
+                Mechanism::FExit | Mechanism::KProbe => drop(features.functions.insert(target, function)),
+                Mechanism::Tracepoint => drop(features.events.as_mut().unwrap().insert(target)),
+                Mechanism::Iterator => drop(features.iterators.insert(target)),
             }
         }
         features
     }
 
-    fn choice(features: &Features, hook: Hook) -> Result<Candidate, String> {
-        plan(features).into_iter().find(|planned| planned.hook == hook).unwrap().choice
+    fn of(features: &Features, only: Option<Mechanism>, hook: Hook) -> Planned {
+        plan(features, only).into_iter().find(|planned| planned.hook == hook).unwrap()
+    }
+
+    fn mechanisms(planned: &Planned) -> Vec<Mechanism> {
+        planned.candidates.iter().map(|candidate| candidate.mechanism).collect()
     }
 
     #[test]
     fn a_kernel_with_everything_gets_every_hook_once() {
-        let planned = plan(&full());
-        assert!(planned.iter().all(|planned| planned.choice.is_ok()), "{planned:?}");
+        let planned = plan(&full(), None);
+        assert!(planned.iter().all(|planned| planned.refused.is_empty()), "{planned:?}");
         let hooks: BTreeSet<Hook> = planned.iter().map(|planned| planned.hook).collect();
         assert_eq!(hooks.into_iter().collect::<Vec<_>>(), Hook::ALL);
+    }
+
+    #[test]
+    fn candidates_stand_in_the_order_of_preference() {
+        assert!(plan(&full(), None).iter().all(|planned| mechanisms(planned).is_sorted()));
+        let all = |hook| mechanisms(&of(&full(), None, hook));
+        assert_eq!(all(Hook::Capable), [Mechanism::TpBtf, Mechanism::FExit, Mechanism::KProbe]);
+        assert_eq!(all(Hook::Setns), [Mechanism::FExit, Mechanism::KProbe, Mechanism::Tracepoint]);
+    }
+
+    #[test]
+    fn a_mechanism_is_forced_where_there_is_a_program_for_it() {
+        let forced = |hook| mechanisms(&of(&full(), Some(Mechanism::KProbe), hook));
+        assert_eq!(forced(Hook::Capable), [Mechanism::KProbe]);
+        assert_eq!(forced(Hook::Exec), [Mechanism::TpBtf]);
+        let mut features = full();
+        features.functions.clear();
+        let capable = of(&features, Some(Mechanism::KProbe), Hook::Capable);
+        assert!(capable.candidates.is_empty() && capable.refused.len() == 1, "{capable:?}");
     }
 
     #[test]
@@ -300,38 +245,32 @@ mod tests {
         let mut features = full();
         features.typed_tracepoints.remove("cap_capable");
         features.events = None;
-        assert_eq!(choice(&features, Hook::Capable).unwrap().mechanism, Mechanism::FExit);
-        features.functions.clear();
-        assert_eq!(
-            choice(&features, Hook::Capable).unwrap_err(),
-            "this kernel has no tracepoint cap_capable; this kernel has no function cap_capable"
-        );
-        assert!(choice(&features, Hook::Setns).unwrap_err().contains("mount it at /sys/kernel/tracing"));
-        assert!(choice(&features, Hook::Exec).is_ok());
+        let capable = of(&features, None, Hook::Capable);
+        assert_eq!(mechanisms(&capable), [Mechanism::FExit, Mechanism::KProbe]);
+        assert_eq!(capable.refused, ["this kernel has no tracepoint cap_capable"]);
+        let setns = of(&features, None, Hook::Setns);
+        assert!(setns.refused[0].contains("mount it at /sys/kernel/tracing"), "{setns:?}");
     }
 
     #[test]
     fn a_changed_prototype_degrades_the_hook_instead_of_misreading_arguments() {
         let mut features = full();
-        let arguments = vec!["struct task_struct *".to_owned(), "struct linux_binprm *".to_owned()];
-        features.typed_tracepoints.insert("sched_process_exec".to_owned(), arguments);
-        assert!(choice(&features, Hook::Exec).unwrap_err().contains("argument 1 is `struct linux_binprm *`"));
-        features.typed_tracepoints.insert("sched_process_exec".to_owned(), Vec::new());
-        assert!(choice(&features, Hook::Exec).unwrap_err().contains("has 0 arguments"));
+        let refused = |features: &Features, hook| of(features, None, hook).refused.join("; ");
+        let exec = features.typed_tracepoints.get_mut("sched_process_exec").unwrap();
+        exec.arguments = vec!["struct task_struct *".to_owned(), "struct linux_binprm *".to_owned()];
+        assert!(refused(&features, Hook::Exec).contains("argument 1 is `struct linux_binprm *`"));
+        features.typed_tracepoints.get_mut("sched_process_exec").unwrap().arguments.clear();
+        assert!(refused(&features, Hook::Exec).contains("has 0 arguments"));
+        features.functions.get_mut("cap_capable").unwrap().arguments.push("int".to_owned());
+        assert!(refused(&features, Hook::Capable).contains("has 5 arguments"));
+        features.functions.get_mut("commit_creds").unwrap().returns = "void".to_owned();
+        assert!(refused(&features, Hook::CommitCreds).contains("returns `void`"));
     }
 
     #[test]
-    fn a_function_with_one_argument_more_is_refused() {
+    fn more_arguments_at_the_end_of_a_tracepoint_do_no_harm() {
         let mut features = full();
-        features.typed_tracepoints.remove("cap_capable");
-        features.functions.get_mut("cap_capable").unwrap().push("int".to_owned());
-        assert!(choice(&features, Hook::Capable).unwrap_err().contains("has 5 arguments"));
-    }
-
-    #[test]
-    fn more_arguments_at_the_end_do_no_harm() {
-        let mut features = full();
-        features.typed_tracepoints.get_mut("sched_process_exit").unwrap().push("bool".to_owned());
-        assert!(choice(&features, Hook::Exit).is_ok());
+        features.typed_tracepoints.get_mut("sched_process_exit").unwrap().arguments.push("bool".to_owned());
+        assert!(of(&features, None, Hook::Exit).refused.is_empty());
     }
 }

@@ -52,6 +52,8 @@ pub struct Probe {
     pub mechanism: Option<Mechanism>,
     /// Its state.
     pub state: State,
+    /// Why better mechanisms are not used.
+    pub passed_over: Vec<String>,
     /// What is lost without it.
     pub without: &'static str,
 }

@@ -103,6 +103,7 @@ pub(super) fn task_event() -> TaskEvent {
             syscall: Some(442),
             flags: 0x10_0001,
         }),
+        foreign: 0,
         ancestors: vec![parent(4200, "containerd-shim"), parent(1, "systemd")],
         path: "/bin/busybox".into(),
         args: vec!["sh".into(), "-c".into(), "echo \"a\tb\"".into()],

@@ -4,96 +4,159 @@
 //! - tracepoint `cap_capable(const struct cred *cred, struct user_namespace *target_ns,
 //!   struct user_namespace *capable_ns, int cap, int ret)` (include/trace/events/capability.h, Linux 6.14)
 //! - function `int cap_capable(const struct cred *cred, struct user_namespace *target_ns, int cap,
-//!   unsigned int opts)` (security/commoncap.c, Linux 5.1), at its return
+//!   unsigned int opts)` (security/commoncap.c, Linux 5.1), at its return; or at entry and return
 //!
-//! Order matters. A task in no pod leaves after one lookup of task-local storage. A check with credentials other
-//! than the task's own (overlayfs and others swap in the mounter's) leaves next: it says nothing about the task.
+//! Order matters. A task in no pod leaves after one look at its task-local storage. A check with credentials other
+//! than the task's own (overlayfs and others swap in the mounter's) leaves next: it says nothing about the task. A
+//! check like the one before is kept with the task, and no table is asked.
 
 use core::ffi::c_void;
 
-use aya_ebpf::macros::{btf_tracepoint, fexit};
-use aya_ebpf::programs::{BtfTracePointContext, FExitContext};
+use aya_ebpf::bindings::BPF_NOEXIST;
+use aya_ebpf::macros::{btf_tracepoint, fexit, kprobe, kretprobe};
+use aya_ebpf::programs::{BtfTracePointContext, FExitContext, ProbeContext, RetProbeContext};
 use userns_common::caps::{SYS_ADMIN, SYS_PTRACE, holds};
 use userns_common::kind::{Counter, EventKind, Hook, Operation, Relation, lineage as flag, reason, state};
-use userns_common::record::{AggregateKey, AggregateValue, Lineage};
+use userns_common::limits::{MAX_PENDING_CHECKS, PENDING_JIFFIES};
+use userns_common::record::{AggregateKey, AggregateValue, Lineage, Tracked};
 use userns_common::settings::SyscallSet;
 
 use crate::emit::{self, Report, Ring};
 use crate::lineage;
-use crate::maps::{self, AGGREGATES, SETTINGS, count, setting};
-use crate::task::{Task, UserNs};
+use crate::maps::{self, AGGREGATES, SETTINGS, count, count_many, setting};
+use crate::task::{self, Task, UserNs};
 
 #[btf_tracepoint(function = "cap_capable")]
 fn cap_capable(ctx: BtfTracePointContext) -> i32 {
     let task = Task::current();
-    let Some(lineage) = task.lineage() else { return 0 };
-    asked(task, lineage, ctx.arg(0), ctx.arg(1), ctx.arg(3), ctx.arg(4));
+    let Some(tracked) = task.tracked() else { return 0 };
+    asked(task, tracked, ctx.arg(0), UserNs::<true>::from_arg(ctx.arg(1)), ctx.arg(3), ctx.arg(4));
     0
 }
 
 #[fexit(function = "cap_capable")]
-fn cap_capable_return(ctx: FExitContext) -> i32 {
+fn cap_capable_fexit(ctx: FExitContext) -> i32 {
     let task = Task::current();
-    let Some(lineage) = task.lineage() else { return 0 };
-    asked(task, lineage, ctx.arg(0), ctx.arg(1), ctx.arg(2), ctx.arg(4));
+    let Some(tracked) = task.tracked() else { return 0 };
+    asked(task, tracked, ctx.arg(0), UserNs::<true>::from_arg(ctx.arg(1)), ctx.arg(2), ctx.arg(4));
     0
 }
 
+#[kprobe]
+fn cap_capable_kprobe(ctx: ProbeContext) -> u32 {
+    let Some(tracked) = Task::current().tracked() else { return 0 };
+    tracked.asked_cred = ctx.arg(0).unwrap_or(0);
+    tracked.asked_target = ctx.arg(1).unwrap_or(0);
+    tracked.asked_capability = ctx.arg(2).unwrap_or(0);
+    0
+}
+
+#[kretprobe]
+fn cap_capable_kretprobe(ctx: RetProbeContext) -> u32 {
+    let task = Task::current();
+    let Some(tracked) = task.tracked() else { return 0 };
+    let (cred, target) = (tracked.asked_cred as *const c_void, tracked.asked_target as *const c_void);
+    // the lineage began between entry and return
+    if cred.is_null() {
+        return 0;
+    }
+    let capability = tracked.asked_capability as u32;
+    asked(task, tracked, cred, UserNs::<false>::from_arg(target), capability, ctx.ret());
+    0
+}
+
+/// A capability check, as one number: what is counted apart within a container.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Kind(u32);
+
+impl Kind {
+    const PRESENT: u32 = 1 << 31;
+
+    #[inline(always)]
+    fn new(capability: u32, relation: Relation, denied: bool, state: u32) -> Self {
+        let verdict = (relation as u32) << 8 | u32::from(denied) << 16 | state << 24;
+        Self(Self::PRESENT | verdict | capability & 0xff)
+    }
+
+    #[inline(always)]
+    fn key(self, container: u64) -> AggregateKey {
+        AggregateKey {
+            container,
+            operation: Operation::Capability as u8,
+            code: self.0 as u8,
+            relation: (self.0 >> 8) as u8,
+            denied: (self.0 >> 16) as u8,
+            state: (self.0 >> 24) as u8 & 0x7f,
+            reserved: [0; 3],
+        }
+    }
+}
+
 #[inline(always)]
-fn asked(
+fn asked<const TYPED: bool>(
     task: Task,
-    lineage: &mut Lineage,
+    tracked: &mut Tracked,
     cred: *const c_void,
-    target: *const c_void,
+    target: UserNs<TYPED>,
     capability: u32,
     ret: i32,
 ) {
-    count(Counter::ChecksSeen);
     if cred != task.real_cred() {
         count(Counter::ChecksOverridden);
         return;
     }
-    check(task, lineage, UserNs::from_arg(target), capability, ret);
-}
-
-#[inline(always)]
-fn check(task: Task, lineage: &mut Lineage, target: UserNs, capability: u32, ret: i32) {
-    if lineage.state == state::INSIDE {
-        lineage::check_userns(task, lineage, Hook::Capable);
+    let lineage = &mut tracked.lineage;
+    let found = if lineage.state == state::INSIDE {
+        lineage::check_userns(task, lineage)
     } else {
-        lineage::inspect(task, lineage, Hook::Capable);
-    }
+        lineage::inspect(task, lineage)
+    };
     let relation = relation(target, lineage);
     let over_host = relation as u32 == Relation::Host as u32;
     let syscall = if over_host && matches!(capability, SYS_ADMIN | SYS_PTRACE) { task.syscall() } else { -1 };
-    if over_host && is_accounting(capability, syscall) {
+    let accounting = over_host && is_accounting(capability, syscall);
+    if accounting {
         count(Counter::ChecksAccounting);
+        if found.is_nothing() {
+            return;
+        }
+    }
+    let granted_over_host = over_host && ret == 0 && !accounting && is_use(lineage, capability);
+    let kind = Kind::new(capability, relation, ret != 0, lineage.state);
+    if found.is_nothing() && !granted_over_host && put_off(tracked, kind) {
         return;
     }
-    let key = AggregateKey {
-        container: lineage.container,
-        operation: Operation::Capability as u8,
-        code: capability as u8,
-        relation: relation as u8,
-        denied: u8::from(ret != 0),
-        state: lineage.state as u8,
-        reserved: [0; 3],
-    };
-    let first = aggregate(&key, task, syscall);
-    count(Counter::ChecksAggregated);
-    let told = over_host
-        && if ret == 0 {
-            host_capability(lineage, capability)
-        } else {
-            first && is_attempt(lineage, capability, syscall)
-        };
-    if told {
-        report(task, lineage, target, &key, ret);
+    let first = !accounting && counted(task, tracked, kind, syscall);
+    let attempt = first && over_host && ret != 0 && is_attempt(&tracked.lineage, capability, syscall);
+    let told = granted_over_host || attempt;
+    if !told {
+        lineage::tell(task, &mut tracked.lineage, found, Hook::Capable);
+        return;
+    }
+    let mut report = Report::of(found, EventKind::Capability, Hook::Capable);
+    if granted_over_host {
+        report.reasons |= reason::HOST_CAPABILITY;
+    } else if report.reasons == 0 {
+        report.ring = Ring::Bulk;
+    }
+    report.detail.operation = Operation::Capability as u32;
+    report.detail.code = capability;
+    report.detail.relation = relation as u32;
+    report.detail.ret = ret;
+    report.detail.target_inum = target.inum();
+    report.detail.target_level = target.level();
+    report.detail.syscall = task.syscall();
+    let lineage = &mut tracked.lineage;
+    if emit::task(task, lineage, &report) {
+        lineage::told(lineage, found);
+        if granted_over_host {
+            lineage.told_caps |= 1 << (capability & 63);
+        }
     }
 }
 
 #[inline(always)]
-fn relation(target: UserNs, lineage: &Lineage) -> Relation {
+fn relation<const TYPED: bool>(target: UserNs<TYPED>, lineage: &Lineage) -> Relation {
     if target.address() == lineage.userns {
         return Relation::Pod;
     }
@@ -110,14 +173,9 @@ fn relation(target: UserNs, lineage: &Lineage) -> Relation {
 
 /// Whether this use of a capability over the host is the first of its lineage that no runtime explains.
 #[inline(always)]
-fn host_capability(lineage: &mut Lineage, capability: u32) -> bool {
-    let bit = 1u64 << (capability & 63);
+fn is_use(lineage: &Lineage, capability: u32) -> bool {
     let entering = lineage.state == state::ENTERING && lineage.flags & flag::WORKLOAD == 0;
-    if lineage.told_caps & bit != 0 || (entering && !lineage::past_grace(lineage)) {
-        return false;
-    }
-    lineage.told_caps |= bit;
-    true
+    lineage.told_caps & 1 << (capability & 63) == 0 && (!entering || lineage::past_grace(lineage))
 }
 
 #[inline(always)]
@@ -151,44 +209,81 @@ fn contains(set: &'static SyscallSet, number: i32) -> bool {
     maps::load(&set.words[word]) >> (number % 64) & 1 != 0
 }
 
-/// Counts an operation; true if it is the first of its row.
+/// Keeps a check with the task if it is like the one before: no message, no table. False if it has to be counted now,
+/// because it is of another kind, or too many have been kept or for too long.
 #[inline(always)]
-pub(crate) fn aggregate(key: &AggregateKey, task: Task, syscall: i32) -> bool {
+fn put_off(tracked: &mut Tracked, kind: Kind) -> bool {
+    let pending = tracked.pending;
+    if (pending >> 32) as u32 != kind.0
+        || pending as u32 >= MAX_PENDING_CHECKS
+        || task::jiffies().wrapping_sub(tracked.moved) > PENDING_JIFFIES
+    {
+        return false;
+    }
+    // SAFETY: a live value. The sweep may have taken the pending ones meanwhile: then it is no longer what it was.
+    unsafe { maps::replace(&raw mut tracked.pending, pending, pending + 1) }
+}
+
+/// Counts a check in the table, together with those kept until now; true if it is the first of its row. Checks of its
+/// kind are kept from now on.
+#[inline(always)]
+fn counted(task: Task, tracked: &mut Tracked, kind: Kind, syscall: i32) -> bool {
+    settle(task, tracked);
+    let first = aggregate(&kind.key(tracked.lineage.container), 1, task, syscall);
+    count(Counter::ChecksAggregated);
+    if tracked.lineage.flags & flag::ENDING == 0 {
+        tracked.moved = task::jiffies();
+        // SAFETY: a live value.
+        unsafe { maps::exchange(&raw mut tracked.pending, u64::from(kind.0) << 32) };
+    }
+    first
+}
+
+/// Moves the checks kept with a task to the table.
+#[inline(always)]
+pub(crate) fn settle(task: Task, tracked: &mut Tracked) {
+    // SAFETY: a live value.
+    let pending = unsafe { maps::exchange(&raw mut tracked.pending, 0) };
+    let many = pending & 0xffff_ffff;
+    if many != 0 {
+        let kind = Kind((pending >> 32) as u32);
+        aggregate(&kind.key(tracked.lineage.container), many, task, -1);
+        count_many(Counter::ChecksAggregated, many);
+    }
+}
+
+/// Adds operations to a row of the table; true if they are the first of it. `syscall` is not known (-1) of most.
+#[inline(never)]
+pub(crate) fn aggregate(key: &AggregateKey, many: u64, task: Task, syscall: i32) -> bool {
     let now = emit::now();
     if let Some(row) = AGGREGATES.get_ptr_mut(key) {
         // SAFETY: rows are removed only when their container is gone; the count is added to atomically, the other
         // fields are single stores of whole words.
         unsafe {
-            maps::add(&raw mut (*row).count, 1);
+            maps::add(&raw mut (*row).count, many);
             (*row).last_ns = now;
-            (*row).last_syscall = syscall;
+            if syscall >= 0 {
+                (*row).last_syscall = syscall;
+            }
             (*row).last_tgid = task.process().0;
         }
         return false;
     }
     let row = AggregateValue {
-        count: 1,
+        count: many,
         first_ns: now,
         last_ns: now,
         last_tgid: task.process().0,
         last_syscall: syscall,
     };
-    if AGGREGATES.insert(key, row, 0).is_err() {
-        count(Counter::AggregatesFull);
+    // two CPUs at once: the second one adds to the first one's row
+    if AGGREGATES.insert(key, row, u64::from(BPF_NOEXIST)).is_err() {
+        match AGGREGATES.get_ptr_mut(key) {
+            // SAFETY: as above.
+            Some(row) => unsafe { maps::add(&raw mut (*row).count, many) },
+            None => count_many(Counter::AggregatesFull, many),
+        }
+        return false;
     }
     true
-}
-
-#[inline(always)]
-fn report(task: Task, lineage: &Lineage, target: UserNs, key: &AggregateKey, ret: i32) {
-    let (ring, reasons) = if ret == 0 { (Ring::Evidence, reason::HOST_CAPABILITY) } else { (Ring::Bulk, 0) };
-    let mut report = Report::new(EventKind::Capability, Hook::Capable, ring, reasons);
-    report.detail.operation = Operation::Capability as u32;
-    report.detail.code = u32::from(key.code);
-    report.detail.relation = u32::from(key.relation);
-    report.detail.ret = ret;
-    report.detail.target_inum = target.inum();
-    report.detail.target_level = target.level();
-    report.detail.syscall = task.syscall();
-    emit::task(task, lineage, &report);
 }

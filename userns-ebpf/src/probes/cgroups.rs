@@ -79,6 +79,10 @@ fn cgroup_attach_task(ctx: BtfTracePointContext) -> i32 {
             emit::gone(EventKind::Left, Hook::CgroupAttach, task, lineage.container);
             task.forget_lineage();
         }
+        (watched, Some(lineage)) if watched.is_none_or(|watched| watched.container != lineage.container) => {
+            let found = lineage::check_cgroup(cgroup, lineage);
+            lineage::tell(task, lineage, found, Hook::CgroupAttach);
+        }
         _ => {}
     }
     0

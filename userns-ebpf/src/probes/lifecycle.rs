@@ -12,9 +12,9 @@ use aya_ebpf::programs::BtfTracePointContext;
 use userns_common::kind::{EventKind, Hook, Operation, lineage as flag, origin, reason, state};
 use userns_common::record::Lineage;
 
-use crate::emit::{self, Report, Ring};
-use crate::lineage;
-use crate::probes::namespaces;
+use crate::emit::{self, Everyday, Report, Ring};
+use crate::lineage::{self, Found};
+use crate::probes::{capable, namespaces};
 use crate::task::Task;
 
 const CLONE_NEWUSER: u64 = 0x1000_0000;
@@ -24,28 +24,42 @@ fn task_newtask(ctx: BtfTracePointContext) -> i32 {
     let child = Task::from_arg(ctx.arg::<*const c_void>(0));
     let flags: u64 = ctx.arg(1);
     let parent = Task::current();
-    let Some(of_parent) = parent.lineage() else {
-        born(parent, child);
-        return 0;
-    };
-    lineage::inspect(parent, of_parent, Hook::NewTask);
-    let mut copy: Lineage = *of_parent;
-    let Some(of_child) = child.set_lineage(&mut copy) else { return 0 };
-    lineage::inspect(child, of_child, Hook::NewTask);
-    if flags & CLONE_NEWUSER != 0 && of_parent.state == state::INSIDE {
-        namespaces::record(child, of_child, Operation::CloneNewUser, Hook::NewTask, 0, flags, 0);
+    match parent.lineage() {
+        Some(of_parent) => inherited(parent, of_parent, child, flags),
+        None => born(parent, child),
     }
     0
+}
+
+#[inline(always)]
+fn inherited(parent: Task, of_parent: &mut Lineage, child: Task, flags: u64) {
+    let found = lineage::inspect(parent, of_parent);
+    // what the parent is told for is not told again for the child; what is lost is found again in the parent
+    let mut copy = *of_parent;
+    lineage::told(&mut copy, found);
+    let Some(of_child) = child.set_lineage(copy) else {
+        lineage::tell(parent, of_parent, found, Hook::NewTask);
+        return;
+    };
+    if !found.is_nothing() {
+        lineage::tell(parent, of_parent, found, Hook::NewTask);
+    } else if of_child.state != state::INSIDE {
+        let found = lineage::inspect(child, of_child);
+        lineage::tell(child, of_child, found, Hook::NewTask);
+    } else if flags & CLONE_NEWUSER != 0 {
+        let call = namespaces::Call { operation: Operation::CloneNewUser, ret: 0, flags, fd: 0 };
+        namespaces::tell(child, of_child, Found::NOTHING, &call, Hook::NewTask);
+    }
 }
 
 /// A task whose parent is in no pod: in one itself only if `CLONE_INTO_CGROUP` put it there, or if the parent is in
 /// a pod that no hook saw it enter.
 #[inline(always)]
 fn born(parent: Task, child: Task) {
-    let cgroup = child.cgroup();
+    let cgroup = child.cgroup().id();
     let Some(watched) = lineage::watched(cgroup) else { return };
     let (origin, mnt) =
-        if parent.cgroup() == cgroup { (origin::ADOPTED, 0) } else { (origin::BORN, parent.mnt_ns()) };
+        if parent.cgroup().id() == cgroup { (origin::ADOPTED, 0) } else { (origin::BORN, parent.mnt_ns()) };
     lineage::enter(child, &watched, origin, mnt, Hook::NewTask);
 }
 
@@ -56,44 +70,59 @@ fn sched_process_exec(ctx: BtfTracePointContext) -> i32 {
     let lineage = match task.lineage() {
         Some(lineage) => lineage,
         None => {
-            let Some(watched) = lineage::watched(task.cgroup()) else { return 0 };
-            let Some(lineage) = lineage::enter(task, &watched, origin::ADOPTED, 0, Hook::Exec) else {
-                return 0;
-            };
+            let Some(watched) = lineage::watched(task.cgroup().id()) else { return 0 };
+            let Some(lineage) = lineage::begin(task, &watched, origin::ADOPTED, 0) else { return 0 };
             lineage
         }
     };
-    lineage::inspect(task, lineage, Hook::Exec);
     executed(task, lineage, bprm);
     0
 }
 
 #[inline(always)]
 fn executed(task: Task, lineage: &mut Lineage, bprm: *const c_void) {
+    let found = lineage::inspect(task, lineage);
     let known = lineage.flags & flag::WORKLOAD != 0;
-    let (ring, reasons) = if lineage.state == state::INSIDE {
-        lineage.flags |= flag::WORKLOAD;
-        if known { (Ring::Bulk, 0) } else { (Ring::Evidence, reason::FIRST_WORKLOAD) }
+    let mut news = 0;
+    if lineage.state == state::INSIDE {
+        if !known {
+            lineage::works(task, lineage);
+            news = reason::FIRST_WORKLOAD;
+        }
     } else if known {
         // a container that runs in the host's user namespace: told once, its programs are its own business
         return;
     } else if lineage::in_container(task, lineage) {
         lineage.flags |= flag::WORKLOAD;
-        (Ring::Evidence, reason::HOST_WORKLOAD)
-    } else {
-        (Ring::Evidence, 0)
-    };
-    let mut report = Report::new(EventKind::Exec, Hook::Exec, ring, reasons);
+        news = reason::HOST_WORKLOAD;
+    }
+    let everyday = known && found.is_nothing();
+    if everyday && !emit::affordable(lineage.container, Everyday::Exec) {
+        return;
+    }
+    let mut report = Report::of(found, EventKind::Exec, Hook::Exec);
+    report.ring = if everyday { Ring::Bulk } else { Ring::Evidence };
+    report.reasons |= news;
     report.bprm = bprm;
-    emit::task(task, lineage, &report);
+    if emit::task(task, lineage, &report) {
+        lineage::told(lineage, found);
+    } else if news == reason::HOST_WORKLOAD {
+        // lost: the next program tells
+        lineage.flags &= !flag::WORKLOAD;
+    }
 }
 
 #[btf_tracepoint(function = "sched_process_exit")]
 fn sched_process_exit(ctx: BtfTracePointContext) -> i32 {
     let task = Task::from_arg(ctx.arg::<*const c_void>(0));
-    let Some(lineage) = task.lineage() else { return 0 };
-    lineage::inspect(task, lineage, Hook::Exit);
-    if task.is_last_thread() {
+    let Some(tracked) = task.tracked() else { return 0 };
+    tracked.lineage.flags |= flag::ENDING;
+    capable::settle(task, tracked);
+    let lineage = &mut tracked.lineage;
+    let found = lineage::inspect(task, lineage);
+    lineage::tell(task, lineage, found, Hook::Exit);
+    let everyday = lineage.state == state::INSIDE;
+    if task.is_last_thread() && (!everyday || emit::affordable(lineage.container, Everyday::Exit)) {
         emit::gone(EventKind::Exit, Hook::Exit, task, lineage.container);
     }
     0

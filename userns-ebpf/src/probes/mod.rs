@@ -2,6 +2,7 @@
 
 mod capable;
 mod cgroups;
+mod changes;
 mod lifecycle;
 mod namespaces;
 mod sweep;

@@ -1,15 +1,18 @@
-//! Returns of setns, unshare, mount_setattr and open_tree_attr.
+//! Calls that change namespaces or mounts: setns, unshare, mount_setattr, open_tree_attr.
 //!
-//! The return is the only point that sees every call: seccomp refuses before `sys_enter` is traced, and what the
-//! call did to the credentials is done. Arguments are still in the saved registers.
+//! Prototype: `long __<arch>_sys_<name>(const struct pt_regs *regs)` (include/linux/syscalls.h,
+//! arch/*/include/asm/syscall_wrapper.h), at its return; or the event `syscalls/sys_exit_<name>`, which makes every
+//! system call of the node slower (about a third of an empty one's time), but also tells of calls that seccomp refused
+//! before they began. Either way what the call did to the credentials is done, and its arguments are still in the
+//! saved registers.
 
-use aya_ebpf::macros::tracepoint;
-use aya_ebpf::programs::TracePointContext;
+use aya_ebpf::macros::{fexit, kretprobe, tracepoint};
+use aya_ebpf::programs::{FExitContext, RetProbeContext, TracePointContext};
 use userns_common::kind::{EventKind, Hook, Operation, Relation, state};
 use userns_common::record::{AggregateKey, Lineage};
 
 use crate::emit::{self, Report, Ring};
-use crate::lineage;
+use crate::lineage::{self, Found};
 use crate::probes::capable::aggregate;
 use crate::task::{Task, read_user};
 
@@ -18,50 +21,43 @@ const RETURN_VALUE: usize = 16;
 /// include/uapi/linux/mount.h
 const MOUNT_ATTR_IDMAP: u64 = 0x0010_0000;
 
-#[tracepoint(category = "syscalls", name = "sys_exit_setns")]
-fn sys_exit_setns(ctx: TracePointContext) -> u32 {
-    returned(&ctx, Operation::Setns, Hook::Setns, 1);
-    0
+/// A call that returned.
+pub(crate) struct Call {
+    pub(crate) operation: Operation,
+    pub(crate) ret: i32,
+    /// Clone flags, setns `nstype`, mount `attr_set`.
+    pub(crate) flags: u64,
+    /// Its file descriptor argument.
+    pub(crate) fd: u64,
 }
 
-#[tracepoint(category = "syscalls", name = "sys_exit_unshare")]
-fn sys_exit_unshare(ctx: TracePointContext) -> u32 {
-    returned(&ctx, Operation::Unshare, Hook::Unshare, 0);
-    0
+macro_rules! returns {
+    ($($call:ident: $fexit:ident, $kretprobe:ident, $tracepoint:ident;)+) => {$(
+        #[fexit]
+        fn $fexit(ctx: FExitContext) -> i32 {
+            $call(ctx.arg::<i64>(1) as i32);
+            0
+        }
+
+        #[kretprobe]
+        fn $kretprobe(ctx: RetProbeContext) -> u32 {
+            $call(ctx.ret::<i64>() as i32);
+            0
+        }
+
+        #[tracepoint]
+        fn $tracepoint(ctx: TracePointContext) -> u32 {
+            $call(return_value(&ctx));
+            0
+        }
+    )+};
 }
 
-#[tracepoint(category = "syscalls", name = "sys_exit_mount_setattr")]
-fn sys_exit_mount_setattr(ctx: TracePointContext) -> u32 {
-    idmapped(&ctx, Operation::MountSetattr, Hook::MountSetattr);
-    0
-}
-
-#[tracepoint(category = "syscalls", name = "sys_exit_open_tree_attr")]
-fn sys_exit_open_tree_attr(ctx: TracePointContext) -> u32 {
-    idmapped(&ctx, Operation::OpenTreeAttr, Hook::OpenTreeAttr);
-    0
-}
-
-#[inline(always)]
-fn returned(ctx: &TracePointContext, operation: Operation, hook: Hook, flags: usize) {
-    let task = Task::current();
-    let Some(lineage) = task.lineage() else { return };
-    lineage::inspect(task, lineage, hook);
-    let flags = task.syscall_arg(flags);
-    record(task, lineage, operation, hook, return_value(ctx), flags, task.syscall_arg(0));
-}
-
-/// Calls that do not ask for an id map say nothing about user namespaces: runtimes make many of them.
-#[inline(always)]
-fn idmapped(ctx: &TracePointContext, operation: Operation, hook: Hook) {
-    let task = Task::current();
-    let Some(lineage) = task.lineage() else { return };
-    lineage::inspect(task, lineage, hook);
-    // both calls: (dfd, path, flags, struct mount_attr *, size)
-    let Some(attr_set) = read_user::<u64>(task.syscall_arg(3)) else { return };
-    if attr_set & MOUNT_ATTR_IDMAP != 0 {
-        record(task, lineage, operation, hook, return_value(ctx), attr_set, task.syscall_arg(0));
-    }
+returns! {
+    setns: setns_fexit, setns_kretprobe, setns_tracepoint;
+    unshare: unshare_fexit, unshare_kretprobe, unshare_tracepoint;
+    mount_setattr: mount_setattr_fexit, mount_setattr_kretprobe, mount_setattr_tracepoint;
+    open_tree_attr: open_tree_attr_fexit, open_tree_attr_kretprobe, open_tree_attr_tracepoint;
 }
 
 #[inline(always)]
@@ -70,37 +66,75 @@ fn return_value(ctx: &TracePointContext) -> i32 {
     unsafe { ctx.read_at::<i64>(RETURN_VALUE) }.unwrap_or(0) as i32
 }
 
-/// Counts an operation of a task in a pod and tells of the first of its kind.
 #[inline(always)]
-pub(crate) fn record(
-    task: Task,
-    lineage: &Lineage,
-    operation: Operation,
-    hook: Hook,
-    ret: i32,
-    flags: u64,
-    fd: u64,
-) {
-    if lineage.state != state::INSIDE {
-        return;
+fn setns(ret: i32) {
+    returned(Operation::Setns, Hook::Setns, 1, ret);
+}
+
+#[inline(always)]
+fn unshare(ret: i32) {
+    returned(Operation::Unshare, Hook::Unshare, 0, ret);
+}
+
+#[inline(always)]
+fn mount_setattr(ret: i32) {
+    idmapped(Operation::MountSetattr, Hook::MountSetattr, ret);
+}
+
+#[inline(always)]
+fn open_tree_attr(ret: i32) {
+    idmapped(Operation::OpenTreeAttr, Hook::OpenTreeAttr, ret);
+}
+
+#[inline(always)]
+fn returned(operation: Operation, hook: Hook, flags: usize, ret: i32) {
+    let task = Task::current();
+    let Some(lineage) = task.lineage() else { return };
+    let found = lineage::inspect(task, lineage);
+    let call = Call { operation, ret, flags: task.syscall_arg(flags), fd: task.syscall_arg(0) };
+    tell(task, lineage, found, &call, hook);
+}
+
+/// Calls that do not ask for an id map say nothing about user namespaces: runtimes make many of them. Those change no
+/// credentials either.
+#[inline(always)]
+fn idmapped(operation: Operation, hook: Hook, ret: i32) {
+    let task = Task::current();
+    let Some(lineage) = task.lineage() else { return };
+    // both calls: (dfd, path, flags, struct mount_attr *, size)
+    let Some(attr_set) = read_user::<u64>(task.syscall_arg(3)) else { return };
+    if attr_set & MOUNT_ATTR_IDMAP != 0 {
+        let call = Call { operation, ret, flags: attr_set, fd: task.syscall_arg(0) };
+        tell(task, lineage, Found::NOTHING, &call, hook);
     }
+}
+
+/// Counts a call of a task in a pod, and tells of the first of its kind and of what was found.
+#[inline(always)]
+pub(crate) fn tell(task: Task, lineage: &mut Lineage, found: Found, call: &Call, hook: Hook) {
     let key = AggregateKey {
         container: lineage.container,
-        operation: operation as u8,
+        operation: call.operation as u8,
         code: 0,
         relation: Relation::Pod as u8,
-        denied: u8::from(ret < 0),
+        denied: u8::from(call.ret < 0),
         state: lineage.state as u8,
         reserved: [0; 3],
     };
-    if !aggregate(&key, task, -1) {
+    if lineage.state != state::INSIDE || !aggregate(&key, 1, task, -1) {
+        lineage::tell(task, lineage, found, hook);
         return;
     }
-    let mut report = Report::new(EventKind::NamespaceCall, hook, Ring::Bulk, 0);
-    report.detail.operation = operation as u32;
+    let mut report = Report::of(found, EventKind::NamespaceCall, hook);
+    if report.reasons == 0 {
+        report.ring = Ring::Bulk;
+    }
+    report.detail.operation = call.operation as u32;
     report.detail.relation = Relation::Pod as u32;
-    report.detail.ret = ret;
-    report.detail.flags = flags;
-    report.detail.fd = fd;
-    emit::task(task, lineage, &report);
+    report.detail.ret = call.ret;
+    report.detail.flags = call.flags;
+    report.detail.fd = call.fd;
+    if emit::task(task, lineage, &report) {
+        lineage::told(lineage, found);
+    }
 }

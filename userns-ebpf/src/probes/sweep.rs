@@ -10,6 +10,7 @@ use userns_common::kind::{Counter, Hook, origin};
 
 use crate::lineage;
 use crate::maps::count;
+use crate::probes::capable;
 use crate::task::Task;
 
 /// Visits one task.
@@ -26,13 +27,17 @@ extern "C" fn sweep(ctx: *const *const c_void) -> i32 {
         return 0;
     }
     count(Counter::TasksSwept);
-    match task.lineage() {
-        Some(lineage) => {
-            lineage::inspect(task, lineage, Hook::TaskIter);
-            lineage::check_grace(task, lineage, Hook::TaskIter);
+    match task.tracked() {
+        Some(tracked) => {
+            capable::settle(task, tracked);
+            let lineage = &mut tracked.lineage;
+            let found = lineage::inspect(task, lineage)
+                .and(lineage::check_grace(lineage))
+                .and(lineage::check_cgroup(task.cgroup(), lineage));
+            lineage::tell(task, lineage, found, Hook::TaskIter);
         }
         None => {
-            let Some(watched) = lineage::watched(task.cgroup()) else { return 0 };
+            let Some(watched) = lineage::watched(task.cgroup().id()) else { return 0 };
             count(Counter::TasksAdopted);
             lineage::enter(task, &watched, origin::ADOPTED, 0, Hook::TaskIter);
         }
