@@ -8,7 +8,7 @@ mod world;
 
 use userns_agent::core::finding::Severity;
 use userns_agent::core::rules::{RuleId, rule};
-use userns_agent::event::{Extent, Fact, Hook, Operation, Relation, origin, reason};
+use userns_agent::event::{Extent, Fact, Hook, Operation, Relation, namespace, origin, reason};
 use world::{Actor, HOST_NS, RUNC, SEALED, SECOND, SLEEP, World, range, uid};
 
 const BASE: u32 = 3_841_261_568;
@@ -290,6 +290,52 @@ fn i5_silent_for_capabilities_over_the_pods_own_namespace() {
     let container = world.honest_start(1, 50, 7, BASE);
     world.asks(container, &Actor::inside(50, 7, BASE), SYS_ADMIN, Relation::Pod, 0);
     world.pass(11 * SECOND);
+    world.silent();
+}
+
+#[test]
+fn i6_fires_for_a_namespace_that_became_the_hosts() {
+    let mut world = World::new();
+    world.recorded(1, BASE);
+    let container = world.honest_start(1, 50, 7, BASE);
+    let mut thief = Actor::inside(51, 7, BASE);
+    thief.0.foreign = namespace::MNT | namespace::PID;
+    world.suspect(container, &thief, Hook::SwitchNamespaces, reason::FOREIGN_NAMESPACE);
+    let finding = world.only(RuleId::I6);
+    assert_eq!(finding.severity, Severity::Critical);
+    assert!(finding.why.contains("foreign mount, PID namespace"), "{}", finding.why);
+    assert_eq!(finding.pod.as_ref().unwrap().uid, uid(1));
+}
+
+#[test]
+fn i6_silent_for_what_the_kernel_found_nothing_wrong_with() {
+    let mut world = World::new();
+    world.recorded(1, BASE);
+    let container = world.honest_start(1, 50, 7, BASE);
+    let mut on_host_network = Actor::inside(51, 7, BASE);
+    on_host_network.0.task.lineage.foreign = namespace::NET;
+    world.execs(container, &on_host_network);
+    world.silent();
+}
+
+#[test]
+fn i13_fires_for_a_process_that_was_moved_out() {
+    let mut world = World::new();
+    world.recorded(1, BASE);
+    let container = world.honest_start(1, 50, 7, BASE);
+    world.suspect(container, &Actor::inside(51, 7, BASE), Hook::CgroupAttach, reason::LEFT_CGROUP);
+    let finding = world.only(RuleId::I13);
+    assert_eq!(finding.severity, Severity::High);
+    assert_eq!(finding.pod.as_ref().unwrap().uid, uid(1));
+}
+
+#[test]
+fn i13_silent_for_a_runtime_that_was_never_inside() {
+    let mut world = World::new();
+    world.recorded(1, BASE);
+    let container = world.honest_start(1, 50, 7, BASE);
+    let runtime = Actor::host(70, RUNC, "runc").entering(origin::ATTACHED);
+    world.suspect(container, &runtime, Hook::CgroupAttach, reason::LEFT_CGROUP);
     world.silent();
 }
 

@@ -1,11 +1,13 @@
 //! The rules: one file each, one explicit list.
 
 mod i11_attempts;
+mod i13_cgroup;
 mod i1_cred_escape;
 mod i2_host_root;
 mod i3_not_applied;
 mod i4_ids;
 mod i5_host_capability;
+mod i6_namespaces;
 mod i7_range;
 
 use super::context::Context;
@@ -26,15 +28,20 @@ pub enum RuleId {
     I4,
     /// Host capability used.
     I5,
+    /// A namespace that is not the pod's.
+    I6,
     /// The range is unsafe.
     I7,
     /// Denied attempts.
     I11,
+    /// A process outside of its container's cgroup.
+    I13,
 }
 
 impl RuleId {
     /// Every rule, in order.
-    pub const ALL: &'static [Self] = &[Self::I1, Self::I2, Self::I3, Self::I4, Self::I5, Self::I7, Self::I11];
+    pub const ALL: &'static [Self] =
+        &[Self::I1, Self::I2, Self::I3, Self::I4, Self::I5, Self::I6, Self::I7, Self::I11, Self::I13];
 }
 
 /// What is said of a rule, in output and in docs/rules.md.
@@ -87,8 +94,10 @@ pub fn rule(id: RuleId) -> &'static Rule {
         RuleId::I3 => &i3_not_applied::RULE,
         RuleId::I4 => &i4_ids::RULE,
         RuleId::I5 => &i5_host_capability::RULE,
+        RuleId::I6 => &i6_namespaces::RULE,
         RuleId::I7 => &i7_range::RULE,
         RuleId::I11 => &i11_attempts::RULE,
+        RuleId::I13 => &i13_cgroup::RULE,
     }
 }
 
@@ -98,7 +107,9 @@ pub(super) fn on_task(id: RuleId, observed: &Observed<'_>, context: &Context<'_>
     match id {
         RuleId::I1 => i1_cred_escape::on_task(observed),
         RuleId::I4 => i4_ids::on_task(observed, context),
+        RuleId::I6 => i6_namespaces::on_task(observed),
         RuleId::I11 => i11_attempts::on_task(observed),
+        RuleId::I13 => i13_cgroup::on_task(observed),
         RuleId::I2 | RuleId::I3 | RuleId::I5 | RuleId::I7 => Vec::new(),
     }
 }
@@ -112,7 +123,7 @@ pub(super) fn on_container(id: RuleId, context: &Context<'_>) -> Vec<Detection> 
         RuleId::I3 => i3_not_applied::on_container(container, context),
         RuleId::I5 => i5_host_capability::on_container(container, context),
         RuleId::I7 => i7_range::on_container(container, context),
-        RuleId::I1 | RuleId::I4 | RuleId::I11 => Vec::new(),
+        RuleId::I1 | RuleId::I4 | RuleId::I6 | RuleId::I11 | RuleId::I13 => Vec::new(),
     }
 }
 
@@ -127,7 +138,9 @@ pub(super) fn on_aggregate(
     match id {
         RuleId::I5 => i5_host_capability::on_aggregate(key, value, context),
         RuleId::I11 => i11_attempts::on_aggregate(key, value),
-        RuleId::I1 | RuleId::I2 | RuleId::I3 | RuleId::I4 | RuleId::I7 => Vec::new(),
+        RuleId::I1 | RuleId::I2 | RuleId::I3 | RuleId::I4 | RuleId::I6 | RuleId::I7 | RuleId::I13 => {
+            Vec::new()
+        }
     }
 }
 
