@@ -1,17 +1,13 @@
 //! What is measured in a guest whose clock counts instructions: each operation, with and without the agent.
 
-use std::{
-    fmt, fs,
-    path::{Path, PathBuf},
-    process::Command,
-};
+use std::{fmt, path::Path, process::Command};
 
 use anyhow::{Context as _, Result};
 use serde::{Deserialize, Serialize};
 
-use super::{empty::Mechanism, operation::Operation, worker::Worker};
+use super::{empty::Mechanism, node::Node, operation::Operation, worker::Worker};
 use crate::{
-    lab::{Agent, Capabilities, ContainerSpec, IdRange, Lab, Pod, PodSpec},
+    lab::{Capabilities, ContainerSpec, Pod, PodSpec},
     process,
 };
 
@@ -27,7 +23,6 @@ pub(super) const OBJECT: &str = "empty.o";
 pub(super) const PROGRAM: &str = "bench";
 const VM: &str = "/vm";
 const WORK: &str = "/var/lib/bench";
-const DIRS: &str = "/tmp/bench";
 /// The agent's choice of a mechanism for capability checks, and where it tells which it uses.
 const CHOICE: &str = "--probe-mechanism";
 const PROBE: &str = "userns_probe_state{hook=\"cap_capable\"";
@@ -121,24 +116,25 @@ pub(super) enum Message {
 ///
 /// When containers or the agent do not work here.
 pub(super) fn measure() -> Result<()> {
-    let lab = Lab::new(Lab::provision(Path::new(WORK))?, &Path::new(WORK).join("lab"))?;
-    let mut workers = Workers::start(&lab)?;
+    let vm = Path::new(VM);
+    let work = Path::new(WORK);
+    let node = Node::new(&work.join("lab"), work, &vm.join(AGENT), &vm.join(PROGRAM))?;
+    let mut workers = Workers::start(&node)?;
     workers.all(&Setup::Alone)?;
     for mechanism in Mechanism::ALL {
-        match mechanism.attach(&Path::new(VM).join(OBJECT)) {
+        match mechanism.attach(&vm.join(OBJECT)) {
             Ok(_attached) => workers.checks(&Setup::Empty(mechanism.name().to_owned()))?,
             Err(error) => tell(&missing(&format!("empty {}", mechanism.name()), &error))?,
         }
     }
-    let agent = Path::new(VM).join(AGENT);
-    let used = with_agent(&agent, &lab, &[], |setup| workers.all(setup))?;
-    let help = process::stdout(Command::new(&agent).args(["run", "--help"]))?;
+    let used = with_agent(&node, &[], |setup| workers.all(setup))?;
+    let help = process::stdout(Command::new(&node.agent).args(["run", "--help"]))?;
     if !help.contains(CHOICE) {
         return tell(&Message::Missing(format!("agent, other than {used}: it has no {CHOICE}")));
     }
     for mechanism in Mechanism::ALL.map(Mechanism::name).into_iter().filter(|name| *name != used) {
         let wanted = [CHOICE, mechanism];
-        let measured = with_agent(&agent, &lab, &wanted, |setup| workers.checks(setup));
+        let measured = with_agent(&node, &wanted, |setup| workers.checks(setup));
         if let Err(error) = measured {
             tell(&missing(&format!("agent {mechanism}"), &error))?;
         }
@@ -147,13 +143,8 @@ pub(super) fn measure() -> Result<()> {
 }
 
 /// Starts the agent, measures, and returns the name of the mechanism that it used.
-fn with_agent(
-    bin: &Path,
-    lab: &Lab,
-    extra: &[&str],
-    measure: impl FnOnce(&Setup) -> Result<()>,
-) -> Result<String> {
-    let agent = Agent::start(bin, lab, extra)?;
+fn with_agent(node: &Node, extra: &[&str], measure: impl FnOnce(&Setup) -> Result<()>) -> Result<String> {
+    let agent = node.agent(extra)?;
     let metrics = agent.http_get("/metrics")?.body;
     let used = mechanism(&metrics).context("the agent has no program at capability checks")?;
     measure(&Setup::Agent(used.clone()))?;
@@ -187,20 +178,14 @@ struct Workers {
 }
 
 impl Workers {
-    fn start(lab: &Lab) -> Result<Self> {
-        fs::create_dir_all(DIRS).with_context(|| format!("cannot create {DIRS}"))?;
-        let program = Path::new(VM).join(PROGRAM);
-        let dir = |name: &str| PathBuf::from(DIRS).join(name);
-        let range = IdRange::nth(50_000);
-        let spec = |name: &str, record| PodSpec { name: name.to_owned(), record, ..PodSpec::default() };
-        let watched = lab.pod(spec("watched", Some(range)))?;
-        let host_users = lab.pod(spec("host-users", None))?;
-        let mapped = ContainerSpec { mapping: Some(range.mapping()), ..ContainerSpec::default() };
-        let privileged = ContainerSpec { capabilities: Capabilities::All, ..ContainerSpec::default() };
+    fn start(node: &Node) -> Result<Self> {
+        let (watched, range) = node.watched_pod()?;
+        let host_users = node.lab.pod(PodSpec { name: "host-users".into(), ..PodSpec::default() })?;
+        let privileged = ContainerSpec { capabilities: Capabilities::All, ..Node::container() };
         let workers = vec![
-            (Place::Host, Worker::on_host(&program, &dir("host"))?),
-            (Place::Pod, Worker::in_pod(&program, &dir("pod"), &watched, mapped)?),
-            (Place::HostUsersPod, Worker::in_pod(&program, &dir("host-users"), &host_users, privileged)?),
+            (Place::Host, node.host_worker()?),
+            (Place::Pod, node.pod_worker(&watched, range)?),
+            (Place::HostUsersPod, node.worker_like(&host_users, privileged)?),
         ];
         Ok(Self { workers, _pods: vec![watched, host_users] })
     }

@@ -4,7 +4,7 @@ use std::{path::Path, process::ExitCode};
 
 use anyhow::{Result, bail};
 
-use super::{guest, worker};
+use super::{guest, herd, worker};
 
 /// Runs what the arguments name.
 #[must_use]
@@ -23,6 +23,8 @@ pub fn main() -> ExitCode {
 fn run(words: &[&str]) -> Result<()> {
     match words {
         ["worker", dir] => worker::obey(Path::new(dir)),
+        ["member", cgroup] => herd::become_member(Path::new(cgroup)),
+        ["crowd"] => herd::be_crowd(),
         ["guest"] => guest::measure(),
         _ => bail!("`cargo xtask bench` starts this program; it is of no use by itself"),
     }

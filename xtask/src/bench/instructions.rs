@@ -65,7 +65,6 @@ impl Counted {
         match message {
             Message::Sample(sample) => {
                 let Sample { setup, place, operation, count, nanoseconds } = sample;
-                #[expect(clippy::cast_precision_loss, reason = "far below 2^52")]
                 let each = nanoseconds as f64 / f64::from(count);
                 self.cells.entry((place, operation)).or_default().entry(setup).or_default().push(each);
             }
@@ -76,7 +75,6 @@ impl Counted {
     /// The mean of a cell.
     pub(super) fn mean(&self, place: Place, operation: Operation, setup: &Setup) -> Option<f64> {
         let values = self.cells.get(&(place, operation))?.get(setup)?;
-        #[expect(clippy::cast_precision_loss, reason = "a few values")]
         Some(values.iter().sum::<f64>() / values.len() as f64)
     }
 

@@ -15,6 +15,8 @@ pub(super) enum Operation {
     OwnCheck,
     /// `swapoff(NULL)`: one check of `CAP_SYS_ADMIN` over the host, and no more where that is denied.
     HostCheck,
+    /// `unshare(CLONE_NEWNS)`: denied in a container.
+    DeniedUnshare,
     /// `getppid()`: nothing.
     Getppid,
     /// `open` and `close` of `/proc/self/exe`.
@@ -26,14 +28,21 @@ pub(super) enum Operation {
 }
 
 impl Operation {
-    /// In the order of the table.
-    pub(super) const ALL: [Self; 6] =
-        [Self::OwnCheck, Self::HostCheck, Self::Getppid, Self::Open, Self::Mmap, Self::Exec];
+    /// What a container may do, in the order of the table.
+    pub(super) const ALL: [Self; 7] = [
+        Self::OwnCheck,
+        Self::HostCheck,
+        Self::DeniedUnshare,
+        Self::Getppid,
+        Self::Open,
+        Self::Mmap,
+        Self::Exec,
+    ];
 
     /// How often to repeat it: enough to drown what else the process does, tens of milliseconds under emulation.
     pub(super) const fn count(self) -> u32 {
         match self {
-            Self::OwnCheck | Self::HostCheck | Self::Getppid => 20_000,
+            Self::OwnCheck | Self::HostCheck | Self::DeniedUnshare | Self::Getppid => 20_000,
             Self::Open | Self::Mmap => 5_000,
             Self::Exec => 50,
         }
@@ -60,6 +69,7 @@ impl Operation {
             Self::OwnCheck => drop(unsafe { libc::sethostname(std::ptr::null(), usize::MAX) }),
             // SAFETY: a null path is refused.
             Self::HostCheck => drop(unsafe { libc::swapoff(std::ptr::null()) }),
+            Self::DeniedUnshare => denied_unshare()?,
             // SAFETY: no arguments, no effect. The raw call, since libc may remember the answer.
             Self::Getppid => drop(unsafe { libc::syscall(libc::SYS_getppid) }),
             Self::Open => open()?,
@@ -75,12 +85,21 @@ impl fmt::Display for Operation {
         f.write_str(match self {
             Self::OwnCheck => "check over the own UTS namespace",
             Self::HostCheck => "check over the host",
+            Self::DeniedUnshare => "unshare, denied",
             Self::Getppid => "getppid",
             Self::Open => "open + close",
             Self::Mmap => "mmap + munmap",
             Self::Exec => "fork + exec + wait",
         })
     }
+}
+
+fn denied_unshare() -> Result<()> {
+    // SAFETY: it has no effect on memory.
+    if unsafe { libc::unshare(libc::CLONE_NEWNS) } == 0 {
+        bail!("unshare was not denied");
+    }
+    Ok(())
 }
 
 fn open() -> Result<()> {

@@ -121,14 +121,32 @@ impl Worker {
     ///
     /// When the worker does not answer.
     pub(super) fn repeat(&mut self, operation: Operation, count: u32) -> Result<Duration> {
+        self.begin(operation, count)?;
+        self.finish()
+    }
+
+    /// Has `operation` repeated, and does not wait.
+    ///
+    /// # Errors
+    ///
+    /// When the worker cannot be asked.
+    pub(super) fn begin(&mut self, operation: Operation, count: u32) -> Result<()> {
         let order = serde_json::to_string(&Order { operation, count })?;
-        writeln!(self.ask, "{order}").context("cannot ask the worker")?;
+        writeln!(self.ask, "{order}").context("cannot ask the worker")
+    }
+
+    /// Waits for the end of what was begun, and returns the CPU time it took.
+    ///
+    /// # Errors
+    ///
+    /// When the worker does not answer.
+    pub(super) fn finish(&mut self) -> Result<Duration> {
         let mut wait =
             libc::pollfd { fd: self.answer.get_ref().as_raw_fd(), events: libc::POLLIN, revents: 0 };
         let patience = i32::try_from(PATIENCE.as_millis()).unwrap_or(i32::MAX);
         // SAFETY: one valid entry, for as long as the call lasts.
         let ready = unsafe { libc::poll(&raw mut wait, 1, patience) };
-        ensure!(ready == 1, "the worker does not answer to {order}");
+        ensure!(ready == 1, "the worker does not answer within {PATIENCE:?}");
         let mut line = String::new();
         self.answer.read_line(&mut line).context("cannot read the worker's answer")?;
         match line.trim().parse() {
