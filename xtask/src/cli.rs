@@ -6,7 +6,7 @@ use anyhow::Result;
 use clap::{Args, Parser, Subcommand};
 
 use crate::{
-    build, demo, docs, fuzz, run,
+    bench, build, demo, docs, fuzz, run,
     setup::{self, Purpose},
     steps::Steps,
     test, vm,
@@ -53,6 +53,8 @@ enum Command {
     },
     /// Run the node tests on other kernels, in virtual machines
     Vm(vm::Options),
+    /// Measure what the agent costs, and write docs/benchmarks.md (as root)
+    Bench(bench::Options),
     /// Fuzz the decoders with libFuzzer, on the pinned compiler
     Fuzz(fuzz::Options),
     /// Regenerate the reference pages in docs/
@@ -104,6 +106,7 @@ fn dispatch(command: Command, steps: &mut Steps, workspace: &Workspace) -> Resul
         Command::Demo { json } => return demo::demo(steps, workspace, json),
         Command::Test { quick } => return test::test(steps, workspace, quick),
         Command::Vm(options) => return vm::vm(steps, workspace, &options),
+        Command::Bench(options) => bench::bench(steps, workspace, &options)?,
         Command::Fuzz(options) => fuzz::fuzz(steps, workspace, &options)?,
         Command::Docs { check } => docs::docs(steps, workspace, check)?,
     }

@@ -9,12 +9,13 @@
 //! | [`workspace`] | where things are; `cargo` with a clean environment |
 //! | [`setup`] | the tools a build needs: compiler, linker, `core`'s source |
 //! | [`build`] | eBPF object, then the agent that embeds it |
-//! | [`run`], [`docs`], [`fuzz`], [`test`](mod@test), [`vm`] | one command each |
+//! | [`run`], [`bench`], [`docs`], [`fuzz`], [`test`](mod@test), [`vm`] | one command each |
 //! | [`lab`] | real containers for the node tests |
 //! | [`debian`], [`process`], [`steps`] | shared helpers |
 
 #![expect(clippy::print_stdout, reason = "a command-line tool")]
 
+pub mod bench;
 pub mod build;
 pub mod cli;
 pub mod debian;

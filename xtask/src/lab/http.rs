@@ -20,7 +20,7 @@ pub struct Response {
 }
 
 /// Requests `path` from `address` (`127.0.0.1:9184`).
-pub(super) fn get(address: &str, path: &str) -> Result<Response> {
+pub(crate) fn get(address: &str, path: &str) -> Result<Response> {
     let request = format!("GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n");
     let exchange = || {
         let mut stream = TcpStream::connect(address)?;

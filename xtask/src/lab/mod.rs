@@ -33,6 +33,7 @@ pub use agent::{Agent, Line, Stopped};
 pub use cgroup::{CgroupDriver, QosClass};
 pub use container::{Container, ContainerSpec};
 pub use http::Response;
+pub(crate) use http::get as http_get;
 pub use ids::{IdMapping, IdRange};
 pub use oci::{Capabilities, Mount, ProcessSpec};
 pub use pod::{Pod, PodSpec};

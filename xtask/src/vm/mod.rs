@@ -22,11 +22,13 @@ use crate::{
 
 mod guest;
 mod image;
+mod job;
 mod kernels;
 mod qemu;
 mod verdict;
 mod watch;
 
+pub(crate) use job::{Job, count_instructions};
 pub use kernels::Line;
 pub use qemu::Accel;
 pub use verdict::{Outcome, Verdict};
@@ -141,7 +143,8 @@ pub fn matrix(
         Ok((qemu, kernels))
     })?;
     let disk = steps.step("disk", "agent, tests and runtimes on a file system for the guests", || {
-        let content = image::Content { agent, tests: &tests, settings: options.settings() };
+        let files = [(agent, "userns-agent"), (tests.as_path(), "node")];
+        let content = image::Content { files: &files, settings: options.settings() };
         image::make(&cache, &dir, &content, &kernels)
     })?;
     let machine = Machine { qemu, disk, dir };

@@ -31,13 +31,16 @@ pub enum Accel {
     Tcg,
     /// The processor, if a trial boot shows that it does
     Kvm,
+    /// QEMU itself on one processor, whose clock ticks once an instruction
+    #[value(skip)]
+    Counted,
 }
 
 impl Accel {
     /// How many times slower than the machine's processor a guest's is, roughly.
     pub(super) const fn slowdown(self) -> u32 {
         match self {
-            Self::Tcg => 10,
+            Self::Tcg | Self::Counted => 10,
             Self::Kvm => 1,
         }
     }
@@ -99,11 +102,15 @@ impl Qemu {
                 command.arg("-L").arg(tree.join("usr/share").join(data));
             }
         }
-        let (accel, cpu) = match self.accel {
-            Accel::Tcg => ("tcg,thread=multi", "max,la57=off"),
-            Accel::Kvm => ("kvm", "host"),
+        let (accel, cpu, cpus) = match self.accel {
+            Accel::Tcg => ("tcg,thread=multi", "max,la57=off", CPUS),
+            Accel::Kvm => ("kvm", "host", CPUS),
+            Accel::Counted => ("tcg,thread=single", "max,la57=off", "1"),
         };
-        command.args(["-accel", accel, "-cpu", cpu, "-smp", CPUS, "-m", MEMORY]);
+        command.args(["-accel", accel, "-cpu", cpu, "-smp", cpus, "-m", MEMORY]);
+        if self.accel == Accel::Counted {
+            command.args(["-icount", "shift=0"]);
+        }
         command.args(["-machine", "q35,usb=off,vmport=off,smm=off", "-nodefaults", "-no-user-config"]);
         command.args(["-display", "none", "-no-reboot", "-device", "virtio-rng-pci"]);
         command.arg("-kernel").arg(boot.kernel);

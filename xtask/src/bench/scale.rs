@@ -1,0 +1,176 @@
+//! The agent on nodes of different sizes: start-up, memory, and what a sweep costs.
+
+use std::{
+    fmt::Write as _,
+    net::TcpListener,
+    process::{Child, Command, Stdio},
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, bail, ensure};
+
+use super::{herd::Herd, node::Node, scrape::Scrape, stats::Spread, usage};
+use crate::lab::http_get;
+
+const STARTS: usize = 3;
+const PATIENCE: Duration = Duration::from_secs(60);
+/// The agent sweeps once a second for so long.
+const WATCHED: Duration = Duration::from_secs(6);
+const TASKS: u32 = 20_000;
+
+/// A node of one size.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Point {
+    pub(super) pods: usize,
+    pub(super) inside: u32,
+    pub(super) outside: u32,
+    /// Milliseconds from the start of the process until it answers over HTTP, which is when all is attached.
+    attached: Spread,
+    /// Milliseconds until it is ready.
+    ready: Spread,
+    /// Milliseconds of CPU time until then.
+    start: Spread,
+    /// MiB.
+    pub(super) resident: f64,
+    maps: f64,
+    /// Milliseconds that a sweep takes.
+    pub(super) sweep: f64,
+    /// Milliseconds of CPU time for each sweep and all else that is done in a second.
+    cpu: f64,
+}
+
+/// Every size, smallest first.
+///
+/// # Errors
+///
+/// When pods cannot be made or the agent does not start.
+pub(super) fn measure(node: &Node) -> Result<Vec<Point>> {
+    let mut points = Vec::new();
+    let mut herd = Herd::default();
+    for pods in [0, 10, 110, 500] {
+        herd.pods(node, pods)?;
+        points.push(point(node, &herd)?);
+    }
+    for tasks in [TASKS / 4, TASKS] {
+        herd.tasks_inside(tasks)?;
+        points.push(point(node, &herd)?);
+    }
+    drop(herd);
+    let mut herd = Herd::default();
+    herd.tasks_outside(node, TASKS)?;
+    points.push(point(node, &herd)?);
+    Ok(points)
+}
+
+fn point(node: &Node, herd: &Herd) -> Result<Point> {
+    let (pods, inside, outside) = herd.size();
+    let mut started = Started::new(node)?;
+    let mut times = vec![started.times];
+    for _ in 1..STARTS {
+        drop(started);
+        started = Started::new(node)?;
+        times.push(started.times);
+    }
+    let [attached, ready, start] =
+        [0, 1, 2].map(|which| Spread::of(&times.iter().map(|times| times[which]).collect::<Vec<_>>()));
+    let (before, used) = (started.scrape()?, usage::cpu_time(started.pid())?);
+    thread::sleep(WATCHED);
+    let (after, used) = (started.scrape()?, usage::cpu_time(started.pid())?.saturating_sub(used));
+    let since = |name: &str| after.sum(name, "") - before.sum(name, "");
+    let sweeps = since("userns_sweep_seconds_count");
+    let findings = after.sum("userns_findings_total", "");
+    if findings > 0.0 {
+        bail!("{findings} findings about pods that keep their promise");
+    }
+    let known = after.sum("userns_pods", "promise=\"user_namespace\"");
+    ensure!(known.round() as usize == pods, "the agent knows {known} of {pods} pods");
+    Ok(Point {
+        pods,
+        inside,
+        outside,
+        attached,
+        ready,
+        start,
+        resident: usage::resident(started.pid())?,
+        maps: usage::map_memory(started.pid())?,
+        sweep: since("userns_sweep_seconds_sum") * 1e3 / sweeps,
+        cpu: used.as_secs_f64() * 1e3 / sweeps,
+    })
+}
+
+/// A running agent and how long it took; it ends with the value.
+struct Started {
+    child: Child,
+    address: String,
+    /// Milliseconds until all is attached, until it is ready, and of CPU time by then.
+    times: [f64; 3],
+}
+
+impl Started {
+    fn new(node: &Node) -> Result<Self> {
+        // free a moment ago; the agent tells its choice of port only when it is ready
+        let free = TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr());
+        let address = free.context("no free port")?.to_string();
+        let mut command = Command::new(&node.agent);
+        command.args(["run", "--output", "json", "--sweep-interval", "1s", "--listen", &address]);
+        command.arg("--kubelet-root").arg(node.lab.kubelet_root());
+        command.arg("--cgroup-root").arg(node.lab.cgroup_root());
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        let start = Instant::now();
+        let child = command.spawn().context("cannot start the agent")?;
+        let mut started = Self { child, address, times: [0.0; 3] };
+        let passed = || start.elapsed().as_secs_f64() * 1e3;
+        started.wait(|_| true)?;
+        let attached = passed();
+        started.wait(|status| status == 200)?;
+        let ready = passed();
+        started.times = [attached, ready, usage::cpu_time(started.pid())?.as_secs_f64() * 1e3];
+        Ok(started)
+    }
+
+    fn wait(&mut self, enough: impl Fn(u16) -> bool) -> Result<()> {
+        let start = Instant::now();
+        while !http_get(&self.address, "/readyz").is_ok_and(|answer| enough(answer.status)) {
+            if let Some(status) = self.child.try_wait().context("cannot wait for the agent")? {
+                bail!("the agent ended with {status}");
+            }
+            if start.elapsed() > PATIENCE {
+                bail!("the agent does not answer");
+            }
+            thread::sleep(Duration::from_millis(1));
+        }
+        Ok(())
+    }
+
+    fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    fn scrape(&self) -> Result<Scrape> {
+        Ok(Scrape::new(http_get(&self.address, "/metrics")?.body))
+    }
+}
+
+impl Drop for Started {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// A row for each size.
+pub(super) fn table(points: &[Point]) -> String {
+    let mut text = "| pods | tasks in them | further tasks | attached after | ready after | CPU time by then | resident | BPF maps | sweep | CPU time per sweep |\n\
+                    | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |\n"
+        .to_owned();
+    for point in points {
+        let Point { pods, inside, outside, attached, ready, start, resident, maps, sweep, cpu } = point;
+        let _ = writeln!(
+            text,
+            "| {pods} | {inside} | {outside} | {attached} ms | {ready} ms | {start} ms | {resident:.1} MiB | {maps:.1} MiB | \
+             {sweep:.1} ms | {cpu:.1} ms |"
+        );
+    }
+    text
+}
