@@ -43,8 +43,8 @@ const FREE_MB: u64 = 1024;
 /// What a guest is to run.
 #[derive(Debug)]
 pub(super) struct Content<'a> {
-    pub(super) agent: &'a Path,
-    pub(super) tests: &'a Path,
+    /// Files and their names.
+    pub(super) programs: &'a [(&'a Path, &'a str)],
     /// Shell variables of the test script.
     pub(super) settings: Vec<(&'static str, String)>,
 }
@@ -65,7 +65,7 @@ pub(super) fn make(
     lay_out(&tree, &root)?;
     let vm = root.join("vm");
     fs::create_dir(&vm).with_context(|| format!("cannot create {}", vm.display()))?;
-    for (source, name) in [(content.agent, "userns-agent"), (content.tests, "node")] {
+    for (source, name) in content.programs {
         fs::copy(source, vm.join(name)).with_context(|| format!("cannot copy {}", source.display()))?;
     }
     for (text, name) in [(INIT, "init"), (TESTS, "tests.sh"), (&settings(&content.settings), "settings")] {
