@@ -11,7 +11,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
-use xtask::lab::{Agent, Container, ContainerSpec, IdRange, Mount, Pod, PodSpec, RuntimeName};
+use xtask::lab::{Agent, Container, ContainerSpec, IdRange, Pod, PodSpec, RuntimeName};
 
 use crate::setting::{Node, slowdown};
 
@@ -59,20 +59,23 @@ impl Stage {
             "the kernel has no {DEVICE}: see its log for what became of the module"
         );
         let Some(node) = Node::new(test)? else { return Ok(None) };
+        let start = Instant::now();
         let agent = node.agent(&["--sweep-interval", "1s"])?;
+        println!("agent ready {:?}", start.elapsed());
         let pod =
             node.lab.pod(PodSpec { name: "stage".into(), record: Some(RANGE), ..PodSpec::default() })?;
         let container = pod.run(ContainerSpec {
             runtime,
             mapping: Some(RANGE.mapping()),
             args: ["sh", "-c", SCRIPT].map(str::to_owned).to_vec(),
-            mounts: vec![Mount::bind(Path::new(DEVICE), DEVICE)],
+            devices: vec![DEVICE.into()],
             ..ContainerSpec::default()
         })?;
         let root = PathBuf::from(format!("/proc/{}/root/root", container.pid()?));
         wait("the container takes no orders", || Ok(root.join("orders").exists().then_some(())))?;
         fs::copy(actor, root.join("actor")).context("cannot bring the actor")?;
         fs::set_permissions(root.join("actor"), fs::Permissions::from_mode(0o755))?;
+        println!("container ready {:?}", start.elapsed());
         Ok(Some(Self { agent, container, pod, root, orders: Cell::new(0), node }))
     }
 
