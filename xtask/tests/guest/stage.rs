@@ -1,4 +1,4 @@
-//! A pod with a container in which actors wait for their cue, and an agent that watches them.
+//! Pods with containers in which actors wait for their cue, and an agent that watches them.
 
 use std::{
     cell::Cell,
@@ -11,37 +11,50 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
-use xtask::lab::{Agent, Container, ContainerSpec, IdRange, Pod, PodSpec, RuntimeName};
+use xtask::lab::{Agent, Container, ContainerSpec, IdRange, Lab, Pod, PodSpec, RuntimeName};
 
 use crate::setting::{Node, slowdown};
 
-/// The program, see `xtask/src/vm/tamper/actor.c`.
+/// Names the program, see `xtask/src/vm/tamper/actor.c`.
 const ACTOR: &str = "USERNS_ACTOR";
 const DEVICE: &str = "/dev/tamper";
-const RANGE: IdRange = IdRange::nth(44_000);
 /// Starts an actor for each line it is sent.
 const SCRIPT: &str = "mkfifo /root/orders; exec 3<>/root/orders; \
                       while read -r order <&3; do /root/actor $order & done";
 /// What a step that others wait for may take on a processor.
 const PATIENCE: Duration = Duration::from_secs(2);
 
-/// What an actor is to do: the word for the device, the thread, and what that does next.
-pub(crate) type Part = (&'static str, &'static str, &'static str);
+/// What an actor is to do.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Part {
+    /// The word for the device.
+    pub(crate) word: &'static str,
+    /// Which thread writes it.
+    pub(crate) thread: &'static str,
+    /// What that thread does next.
+    pub(crate) next: &'static str,
+    /// Whether the process is moved out of its cgroup before.
+    pub(crate) moved: bool,
+}
 
-/// Fields in the order in which they go away.
+/// A container of each runtime, in pods of their own. Fields in the order in which they go away.
 pub(crate) struct Stage {
     pub(crate) agent: Agent,
-    pub(crate) container: Container,
-    pub(crate) pod: Pod,
-    /// The container's root directory, seen from the host.
-    root: PathBuf,
-    orders: Cell<u32>,
+    pub(crate) casts: [Cast; 2],
     node: Node,
 }
 
-/// A process of the container.
+/// A container that starts actors.
+pub(crate) struct Cast {
+    pub(crate) container: Container,
+    pub(crate) pod: Pod,
+    /// A directory of the container, seen from the host.
+    dir: PathBuf,
+    orders: Cell<u32>,
+}
+
+/// A process of a container.
 pub(crate) struct Actor {
-    pub(crate) part: Part,
     /// On the host.
     pub(crate) pid: u32,
     cue: PathBuf,
@@ -49,45 +62,56 @@ pub(crate) struct Actor {
 
 impl Stage {
     /// `None`, with a loud word, where nothing may be tampered with.
-    pub(crate) fn new(test: &str, runtime: RuntimeName) -> Result<Option<Self>> {
+    pub(crate) fn new(test: &str) -> Result<Option<Self>> {
         let Some(actor) = std::env::var_os(ACTOR) else {
             println!("SKIPPED: {test}: {ACTOR} is not set; `cargo xtask vm` runs it");
             return Ok(None);
         };
-        ensure!(
-            Path::new(DEVICE).exists(),
-            "the kernel has no {DEVICE}: see its log for what became of the module"
-        );
+        let module = Path::new(DEVICE).exists();
+        ensure!(module, "no {DEVICE}: the kernel's log says what became of its module");
         let Some(node) = Node::new(test)? else { return Ok(None) };
-        let start = Instant::now();
         let agent = node.agent(&["--sweep-interval", "1s"])?;
-        println!("agent ready {:?}", start.elapsed());
-        let pod =
-            node.lab.pod(PodSpec { name: "stage".into(), record: Some(RANGE), ..PodSpec::default() })?;
+        let cast = |runtime, range| Cast::new(&node.lab, Path::new(&actor), runtime, IdRange::nth(range));
+        let casts = [cast(RuntimeName::Runc, 44_000)?, cast(RuntimeName::Crun, 44_001)?];
+        Ok(Some(Self { agent, casts, node }))
+    }
+
+    /// Starts an actor in `cast`, which then waits.
+    pub(crate) fn actor(&self, cast: &Cast, part: Part) -> Result<Actor> {
+        let actor = cast.start(part)?;
+        if part.moved {
+            fs::write(self.node.lab.cgroup_root().join("cgroup.procs"), actor.pid.to_string())?;
+            let cgroups = fs::read_to_string(format!("/proc/{}/cgroup", actor.pid))?;
+            ensure!(cgroups.lines().any(|line| line == "0::/"), "it is still in {cgroups}");
+        }
+        Ok(actor)
+    }
+}
+
+impl Cast {
+    fn new(lab: &Lab, actor: &Path, runtime: RuntimeName, range: IdRange) -> Result<Self> {
+        let pod = lab.pod(PodSpec { name: "stage".into(), record: Some(range), ..PodSpec::default() })?;
         let container = pod.run(ContainerSpec {
             runtime,
-            mapping: Some(RANGE.mapping()),
+            mapping: Some(range.mapping()),
             args: ["sh", "-c", SCRIPT].map(str::to_owned).to_vec(),
             devices: vec![DEVICE.into()],
             ..ContainerSpec::default()
         })?;
-        let root = PathBuf::from(format!("/proc/{}/root/root", container.pid()?));
-        wait("the container takes no orders", || Ok(root.join("orders").exists().then_some(())))?;
-        fs::copy(actor, root.join("actor")).context("cannot bring the actor")?;
-        fs::set_permissions(root.join("actor"), fs::Permissions::from_mode(0o755))?;
-        println!("container ready {:?}", start.elapsed());
-        Ok(Some(Self { agent, container, pod, root, orders: Cell::new(0), node }))
+        let dir = PathBuf::from(format!("/proc/{}/root/root", container.pid()?));
+        wait("the container takes no orders", || Ok(dir.join("orders").exists().then_some(())))?;
+        fs::copy(actor, dir.join("actor")).context("cannot bring the actor")?;
+        fs::set_permissions(dir.join("actor"), fs::Permissions::from_mode(0o755))?;
+        Ok(Self { container, pod, dir, orders: Cell::new(0) })
     }
 
-    /// Starts an actor, which then waits.
-    pub(crate) fn actor(&self, part: Part) -> Result<Actor> {
+    fn start(&self, part: Part) -> Result<Actor> {
         self.orders.set(self.orders.get() + 1);
         let name = format!("cue-{}", self.orders.get());
-        let mut orders = File::options().write(true).open(self.root.join("orders"))?;
-        let (word, thread, then) = part;
-        writeln!(orders, "{word} {thread} {then} /root/{name}")?;
+        let mut orders = File::options().write(true).open(self.dir.join("orders"))?;
+        writeln!(orders, "{} {} {} /root/{name}", part.word, part.thread, part.next)?;
         let pid = wait("the actor does not come", || self.find(&format!("/root/{name}")))?;
-        Ok(Actor { part, pid, cue: self.root.join(name) })
+        Ok(Actor { pid, cue: self.dir.join(name) })
     }
 
     /// The process of the container with this last argument.
@@ -98,14 +122,6 @@ impl Stage {
             line.starts_with(b"/root/actor\0") && line.ends_with(format!("\0{argument}\0").as_bytes())
         };
         Ok(processes.lines().filter_map(|pid| pid.parse().ok()).find(is_it))
-    }
-
-    /// Moves an actor out of all of the pod's cgroups.
-    pub(crate) fn move_out(&self, actor: &Actor) -> Result<()> {
-        fs::write(self.node.lab.cgroup_root().join("cgroup.procs"), actor.pid.to_string())?;
-        let cgroups = fs::read_to_string(format!("/proc/{}/cgroup", actor.pid))?;
-        ensure!(cgroups.lines().any(|line| line == "0::/"), "it is still in {cgroups}");
-        Ok(())
     }
 }
 
@@ -119,13 +135,11 @@ impl Actor {
 
     /// Waits until the process has ended, which it does only when all of its steps went well.
     pub(crate) fn end(&self) -> Result<()> {
-        wait("the actor does not end", || Ok((!self.is_alive()).then_some(())))
-    }
-
-    /// Whether the process has not ended.
-    pub(crate) fn is_alive(&self) -> bool {
-        let stat = fs::read_to_string(format!("/proc/{}/stat", self.pid)).unwrap_or_default();
-        stat.rsplit_once(") ").is_some_and(|(_, rest)| !rest.starts_with(['Z', 'X']))
+        let ended = || {
+            let stat = fs::read_to_string(format!("/proc/{}/stat", self.pid)).unwrap_or_default();
+            stat.rsplit_once(") ").is_none_or(|(_, rest)| rest.starts_with(['Z', 'X']))
+        };
+        wait("the actor does not end", || Ok(ended().then_some(())))
     }
 }
 
