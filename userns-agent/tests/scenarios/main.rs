@@ -235,19 +235,64 @@ fn i4_fires_for_a_host_id_in_a_pod() {
 }
 
 #[test]
-fn i4_fires_for_an_id_that_only_the_map_holds() {
-    let mut world = World::new();
-    world.recorded(1, BASE);
-    let container = world.container(1);
+fn i4_fires_for_an_id_that_the_map_does_not_hold() {
+    for (recorded, id) in [(true, 0), (false, 0), (true, BASE - 1), (true, BASE + 65_536), (false, 131_072)] {
+        let mut world = World::new();
+        if recorded {
+            world.recorded(1, BASE);
+        }
+        let container = world.honest_start(1, 50, 7, BASE);
+        let mut thief = Actor::inside(51, 7, BASE);
+        thief.0.task.ids.egid = id;
+        world.suspect(container, &thief, Hook::NewTask, reason::ID_OUTSIDE_MAP);
+        let finding = world.only(RuleId::I4);
+        assert_eq!(finding.severity, Severity::Critical, "{id}");
+        assert!(finding.why.contains("inside the kernel"), "{}", finding.why);
+    }
+}
+
+/// A program with `id`, which a second extent of its namespace's map holds.
+fn with_a_second_extent(id: u32) -> Actor {
     let mut actor = Actor::inside(51, 7, BASE);
     let mut ns = actor.0.task.userns;
     ns.uid_map.nr_extents = 2;
-    ns.uid_map.extents[1] = Extent { first: 65_536, lower_first: 131_072, count: 1 };
+    ns.uid_map.extents[1] = Extent { first: 65_536, lower_first: id, count: 1 };
     (actor.0.task.userns, actor.0.task.pod_userns) = (ns, Some(ns));
-    actor.0.task.ids.uid = 131_072;
+    actor.0.task.ids.uid = id;
+    actor
+}
+
+#[test]
+fn i4_fires_for_an_id_that_only_the_map_holds() {
+    for (id, severity) in [(1000, Severity::Critical), (131_072, Severity::High)] {
+        let mut world = World::new();
+        world.recorded(1, BASE);
+        let container = world.container(1);
+        world.execs(container, &with_a_second_extent(id));
+        let finding = world.opened(RuleId::I4)[0];
+        assert_eq!(finding.severity, severity, "{id}");
+        assert!(finding.why.contains("kubelet recorded"), "{}", finding.why);
+        assert_eq!(world.opened(RuleId::I7).len(), 1, "the map is not the record either");
+    }
+}
+
+#[test]
+fn i4_silent_for_the_first_and_the_last_id_of_the_range() {
+    let mut world = World::new();
+    world.recorded(1, BASE);
+    let container = world.honest_start(1, 50, 7, BASE);
+    let mut actor = Actor::inside(51, 7, BASE);
+    (actor.0.task.ids.euid, actor.0.task.ids.gid) = (BASE + 65_535, BASE + 65_535);
     world.execs(container, &actor);
-    assert_eq!(world.opened(RuleId::I4)[0].severity, Severity::High);
-    assert_eq!(world.opened(RuleId::I7).len(), 1, "the map is not the record either");
+    world.silent();
+}
+
+#[test]
+fn i4_silent_without_a_record_for_an_id_that_the_map_holds() {
+    let mut world = World::new();
+    let container = world.container(1);
+    world.execs(container, &with_a_second_extent(131_072));
+    assert!(world.opened(RuleId::I4).is_empty());
 }
 
 #[test]

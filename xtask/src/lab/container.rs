@@ -14,7 +14,7 @@ use serde_json::Value;
 use super::{
     cgroup,
     ids::{self, IdMapping},
-    oci::{BundleConfig, Capabilities, Mount, ProcessSpec},
+    oci::{BundleConfig, Capabilities, Device, Mount, ProcessSpec},
     pod::PodState,
     processes,
     runtimes::RuntimeName,
@@ -46,6 +46,9 @@ pub struct ContainerSpec {
     pub sandbox: Option<u32>,
     /// Beyond those every container has.
     pub mounts: Vec<Mount>,
+    /// Character devices of the host, by their paths, which are the same in the container: what a device plugin
+    /// gives.
+    pub devices: Vec<PathBuf>,
 }
 
 impl Default for ContainerSpec {
@@ -61,6 +64,7 @@ impl Default for ContainerSpec {
             host_pid_namespace: false,
             sandbox: None,
             mounts: Vec::new(),
+            devices: Vec::new(),
         }
     }
 }
@@ -263,6 +267,7 @@ impl Container {
         let spec = &self.spec;
         let process =
             ProcessSpec { args: spec.args.clone(), capabilities: spec.capabilities.clone(), user: spec.user };
+        let devices = spec.devices.iter().map(|path| Device::find(path)).collect::<Result<Vec<_>>>()?;
         let config = BundleConfig {
             process: &process,
             hostname: &self.pod.spec.name,
@@ -272,6 +277,7 @@ impl Container {
             host_pid_namespace: spec.host_pid_namespace,
             sandbox: spec.sandbox,
             mounts: &spec.mounts,
+            devices: &devices,
         };
         write_json(&self.bundle.join("config.json"), &config.to_json())
     }

@@ -3,8 +3,14 @@
 //! No resource limits are set: they would need controllers in the v2 hierarchy and rights over rlimits that a
 //! test machine need not have.
 
-use std::{fs, path::Path};
+use std::{
+    fs,
+    os::unix::fs::{FileTypeExt as _, MetadataExt as _},
+    path::{Path, PathBuf},
+};
 
+use anyhow::{Context as _, Result, ensure};
+use rustix::fs::{major, minor};
 use serde_json::{Value, json};
 
 use super::ids::IdMapping;
@@ -135,6 +141,32 @@ impl Mount {
     }
 }
 
+/// A character device that a container may use.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Device {
+    path: PathBuf,
+    major: u32,
+    minor: u32,
+}
+
+impl Device {
+    /// The device at `path` on the host.
+    pub(super) fn find(path: &Path) -> Result<Self> {
+        let data = fs::metadata(path).with_context(|| format!("there is no device {}", path.display()))?;
+        ensure!(data.file_type().is_char_device(), "{} is no character device", path.display());
+        let (major, minor) = (major(data.rdev()), minor(data.rdev()));
+        Ok(Self { path: path.to_owned(), major, minor })
+    }
+
+    fn to_json(&self) -> Value {
+        json!({ "path": self.path, "type": "c", "major": self.major, "minor": self.minor, "fileMode": 0o666 })
+    }
+
+    fn rule(&self) -> Value {
+        json!({ "allow": true, "type": "c", "major": self.major, "minor": self.minor, "access": "rwm" })
+    }
+}
+
 /// What runs in a container: its entrypoint or an exec.
 #[derive(Debug, Clone, Default)]
 pub struct ProcessSpec {
@@ -181,6 +213,7 @@ pub(super) struct BundleConfig<'a> {
     /// The sandbox whose namespaces are shared.
     pub(super) sandbox: Option<u32>,
     pub(super) mounts: &'a [Mount],
+    pub(super) devices: &'a [Device],
 }
 
 impl BundleConfig<'_> {
@@ -195,6 +228,11 @@ impl BundleConfig<'_> {
             ],
             "readonlyPaths": ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"],
         });
+        if !self.devices.is_empty() {
+            linux["devices"] = self.devices.iter().map(Device::to_json).collect();
+            linux["resources"] =
+                json!({ "devices": self.devices.iter().map(Device::rule).collect::<Vec<_>>() });
+        }
         if let Some(mapping) = self.mapping {
             linux["uidMappings"] = json!(mapping);
             linux["gidMappings"] = json!(mapping);
@@ -270,9 +308,19 @@ mod tests {
         let process = &ProcessSpec::new(&["sleep", "60"]);
         let (rootfs, cgroups_path) = (Path::new("/rootfs"), "/kubepods/podx/0a");
         let mounts = &[Mount::bind(Path::new("/srv"), "/data")];
-        let hostname = "web";
-        BundleConfig { process, hostname, rootfs, cgroups_path, mapping, host_pid_namespace, sandbox, mounts }
-            .to_json()
+        let devices = &[Device::find(Path::new("/dev/null")).unwrap()];
+        BundleConfig {
+            process,
+            hostname: "web",
+            rootfs,
+            cgroups_path,
+            mapping,
+            host_pid_namespace,
+            sandbox,
+            mounts,
+            devices,
+        }
+        .to_json()
     }
 
     fn namespaces(config: &Value) -> Vec<&str> {
@@ -291,6 +339,8 @@ mod tests {
         assert_eq!(config["hostname"], "web");
         assert_eq!(config["mounts"][7]["destination"], "/data");
         assert_eq!(config["process"]["capabilities"]["effective"].as_array().unwrap().len(), 14);
+        assert_eq!(config["linux"]["devices"][0]["path"], "/dev/null");
+        assert_eq!(config["linux"]["resources"]["devices"][0]["minor"], 3);
     }
 
     #[test]

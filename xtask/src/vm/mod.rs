@@ -25,6 +25,7 @@ mod image;
 mod job;
 mod kernels;
 mod qemu;
+mod tamper;
 mod verdict;
 mod watch;
 
@@ -40,8 +41,8 @@ use qemu::{Boot, Qemu};
 
 /// The long-term lines there are, and the newest of all.
 const LINES: [&str; 4] = ["6.1", "6.12", "6.18", "newest"];
-/// The one integration test that runs in guests.
-const TESTS: &str = "node";
+/// The integration tests that run in guests.
+const TESTS: [&str; 2] = ["node", "guest"];
 /// What a processor takes for the trial; without it, a guest under KVM may hang for ever.
 const TRIAL: Duration = Duration::from_secs(20);
 const CONSOLE_TAIL: usize = 30;
@@ -143,7 +144,8 @@ pub fn matrix(
         Ok((qemu, kernels))
     })?;
     let disk = steps.step("disk", "agent, tests and runtimes on a file system for the guests", || {
-        let files = [(agent, "userns-agent"), (tests.as_path(), "node")];
+        let actor = tamper::actor(&dir)?;
+        let files = [(agent, "userns-agent"), (&tests[0], "node"), (&tests[1], "guest"), (&actor, "actor")];
         let content = image::Content { files: &files, settings: options.settings() };
         image::make(&cache, &dir, &content, &kernels)
     })?;
@@ -225,31 +227,30 @@ fn fetch(cache: &Path, dir: &Path, wanted: &[String]) -> Result<Vec<(Kernel, Ker
     fs::create_dir_all(&place).with_context(|| format!("cannot create {}", place.display()))?;
     let mut kernels = Vec::new();
     for kernel in kernels::find(cache, wanted)? {
-        let files = kernel.files(cache, &place)?;
+        let mut files = kernel.files(cache, &place)?;
+        files.modules.push(tamper::module(cache, dir, &kernel, &files)?);
         kernels.push((kernel, files));
     }
     Ok(kernels)
 }
 
-fn build_tests(workspace: &Workspace) -> Result<PathBuf> {
+fn build_tests(workspace: &Workspace) -> Result<[PathBuf; 2]> {
     let mut cargo = workspace.cargo("test");
-    cargo.args([
-        "--package",
-        "xtask",
-        "--test",
-        TESTS,
-        "--no-run",
-        "--message-format=json-render-diagnostics",
-    ]);
+    cargo.args(["--package", "xtask", "--no-run", "--message-format=json-render-diagnostics"]);
+    for name in TESTS {
+        cargo.args(["--test", name]);
+    }
     let messages = process::stdout(cargo.stderr(Stdio::inherit()))?;
-    executable(&messages).with_context(|| format!("cargo built no test {TESTS}"))
+    let [node, guest] =
+        TESTS.map(|name| executable(&messages, name).with_context(|| format!("cargo built no test {name}")));
+    Ok([node?, guest?])
 }
 
-/// The test's file, among what cargo reports to have built.
-fn executable(messages: &str) -> Option<PathBuf> {
+/// The file of the test `name`, among what cargo reports to have built.
+fn executable(messages: &str, name: &str) -> Option<PathBuf> {
     messages.lines().find_map(|line| {
         let message: serde_json::Value = serde_json::from_str(line).ok()?;
-        let is_test = message.pointer("/target/name")?.as_str() == Some(TESTS);
+        let is_test = message.pointer("/target/name")?.as_str() == Some(name);
         Some(PathBuf::from(message.get("executable")?.as_str().filter(|_| is_test)?))
     })
 }
@@ -264,7 +265,7 @@ mod tests {
             {\"reason\":\"compiler-artifact\",\"target\":{\"name\":\"xtask\"},\"executable\":\"/t/xtask\"}\n\
             {\"reason\":\"compiler-artifact\",\"target\":{\"name\":\"node\"},\"executable\":\"/t/node-1\"}\n\
             {\"reason\":\"build-finished\",\"success\":true}\n";
-        assert_eq!(executable(messages), Some(PathBuf::from("/t/node-1")));
-        assert_eq!(executable("{\"reason\":\"build-finished\"}\n"), None);
+        assert_eq!(executable(messages, "node"), Some(PathBuf::from("/t/node-1")));
+        assert_eq!(executable(messages, "guest"), None);
     }
 }

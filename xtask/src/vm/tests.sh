@@ -1,4 +1,4 @@
-# Shows which hooks the agent finds on this kernel, then runs every node test in a process of its own, so that one
+# Shows which hooks the agent finds on this kernel, then runs every test in a process of its own, so that one
 # that hangs or dies takes no other with it.
 . /vm/settings
 
@@ -19,13 +19,16 @@ hooks() {
 hooks
 export USERNS_NODE_TESTS=1 USERNS_AGENT_BIN=/vm/userns-agent RUST_BACKTRACE=0
 export USERNS_NODE_DIR=/var/lib/node USERNS_RUNTIMES=/opt/runtimes USERNS_NODE_SLOWDOWN="$SLOWDOWN"
+export USERNS_ACTOR=/vm/actor
 failed=0
-for test in $(/vm/node --list --format terse $FILTER | sed -n 's/: test$//p'); do
-    echo "userns-vm: begin $test"
-    timeout -s KILL "$TEST_LIMIT" /vm/node --exact "$test" --test-threads=1 --nocapture
-    status=$?
-    # On a line of its own, whatever the test wrote last.
-    printf '\nuserns-vm: end %s %s\n' "$test" "$status"
-    [ "$status" = 0 ] || failed=1
+for binary in node guest; do
+    for test in $(/vm/$binary --list --format terse $FILTER | sed -n 's/: test$//p'); do
+        echo "userns-vm: begin $test"
+        timeout -s KILL "$TEST_LIMIT" /vm/$binary --exact "$test" --test-threads=1 --nocapture
+        status=$?
+        # On a line of its own, whatever the test wrote last.
+        printf '\nuserns-vm: end %s %s\n' "$test" "$status"
+        [ "$status" = 0 ] || failed=1
+    done
 done
 exit $failed

@@ -8,118 +8,16 @@ mod cli;
 mod cost;
 mod day;
 mod rounds;
+mod setting;
 
-use std::{
-    path::PathBuf,
-    sync::{Mutex, MutexGuard, PoisonError},
-};
-
-use anyhow::{Context as _, Result, ensure};
-use prometheus_parse::{Sample, Scrape, Value};
-use xtask::lab::{Agent, Lab, Line};
-
-/// The agent's default, in seconds.
-const ENTRY_GRACE: u32 = 2;
-
-/// What a test works with. One at a time: agents would see each other's containers.
-struct Node {
-    lab: Lab,
-    bin: PathBuf,
-    _turn: MutexGuard<'static, ()>,
-}
-
-impl Node {
-    /// `None`, with a loud word, where the node tests are not to run.
-    fn new(test: &str) -> Result<Option<Self>> {
-        static TURN: Mutex<()> = Mutex::new(());
-        let Some(bin) = agent(test)? else { return Ok(None) };
-        let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
-        let work = work_dir();
-        let lab = Lab::new(Lab::provision(&work.join("cache"))?, &work.join("node"))?;
-        Ok(Some(Self { lab, bin, _turn: turn }))
-    }
-
-    fn agent(&self, arguments: &[&str]) -> Result<Agent> {
-        let grace = format!("{}s", ENTRY_GRACE * slowdown());
-        let slow = ["--entry-grace", &grace];
-        let slow: &[&str] = if slowdown() > 1 { &slow } else { &[] };
-        Agent::start(&self.bin, &self.lab, &[slow, arguments].concat())
-    }
-}
-
-/// Where the tests may write: `USERNS_NODE_DIR`, for where cargo's directory does not exist.
-fn work_dir() -> PathBuf {
-    std::env::var_os("USERNS_NODE_DIR").unwrap_or_else(|| env!("CARGO_TARGET_TMPDIR").into()).into()
-}
-
-/// How many times slower than a processor this one is: `USERNS_NODE_SLOWDOWN`, for emulated ones. Limits of time
-/// grow by that, and repetitions shrink.
-fn slowdown() -> u32 {
-    std::env::var("USERNS_NODE_SLOWDOWN")
-        .ok()
-        .and_then(|text| text.parse().ok())
-        .filter(|by| *by > 0)
-        .unwrap_or(1)
-}
-
-/// The agent under test; `None`, with a loud word, where there is none.
-fn agent(test: &str) -> Result<Option<PathBuf>> {
-    if std::env::var_os("USERNS_NODE_TESTS").is_none() {
-        println!("SKIPPED: {test}: USERNS_NODE_TESTS is not set; `cargo xtask test` runs it");
-        return Ok(None);
-    }
-    let bin = std::env::var_os("USERNS_AGENT_BIN").context("USERNS_AGENT_BIN is not set: which agent?")?;
-    let bin = PathBuf::from(bin);
-    ensure!(bin.is_file(), "{} is no file", bin.display());
-    Ok(Some(bin))
-}
-
-/// Each finding in a line that one can read.
-fn told(agent: &Agent) -> String {
-    let line = |finding: &Line| {
-        let [rule, why, pod, origin] =
-            ["/finding/rule/id", "/finding/why", "/pod/uid", "/process/lineage/origin"]
-                .map(|pointer| finding.text(pointer).unwrap_or("?"));
-        format!("\n{rule} {why} (pod {pod}, {origin}, operation {})", finding.json["operation"])
-    };
-    agent.findings().iter().map(line).collect()
-}
-
-/// The samples of a scrape, read as Prometheus would.
-fn samples(text: &str) -> Vec<Sample> {
-    let lines = text.lines().map(|line| Ok(line.to_owned()));
-    Scrape::parse(lines).map(|scrape| scrape.samples).unwrap_or_default()
-}
-
-fn value(sample: &Sample) -> f64 {
-    match &sample.value {
-        Value::Counter(value) | Value::Gauge(value) | Value::Untyped(value) => *value,
-        Value::Histogram(_) | Value::Summary(_) => 0.0,
-    }
-}
+use prometheus_parse::Sample;
+use setting::{Node, agent, losses, samples, slowdown, told, value, work_dir};
 
 /// The sum of a metric's samples with these labels; 0 if there are none.
 fn metric(text: &str, name: &str, labels: &[(&str, &str)]) -> f64 {
     let has = |sample: &Sample| labels.iter().all(|(key, value)| sample.labels.get(key) == Some(value));
     let samples = samples(text);
     samples.iter().filter(|sample| sample.metric == name && has(sample)).map(value).sum()
-}
-
-/// Everything the agent counts as lost; empty if nothing was. A lineage that could not be allocated is no loss by
-/// itself: the next sweep makes up for it.
-fn losses(metrics: &str) -> Vec<String> {
-    const LOSSES: [&str; 4] = [
-        "userns_kernel_loss_total",
-        "userns_decode_errors_total",
-        "userns_sink_dropped_total",
-        "userns_sink_errors_total",
-    ];
-    let lost = |sample: &&Sample| {
-        LOSSES.contains(&sample.metric.as_str())
-            && sample.labels.get("counter") != Some("lineage_alloc")
-            && value(sample) > 0.0
-    };
-    samples(metrics).iter().filter(lost).map(|sample| format!("{sample:?}")).collect()
 }
 
 #[test]

@@ -13,18 +13,21 @@ pub(super) const RULE: Rule = Rule {
     id: "I4",
     name: "ids_outside_range",
     title: "Ids outside the pod's range",
-    severity: Severity::High,
+    severity: Severity::Critical,
     technique: ("T1068", "Exploitation for Privilege Escalation"),
     tactic: ("TA0004", "Privilege Escalation"),
     proves: "A program in a pod's user namespace has a user or group id that is not in the range the pod was given. \
-             Within the kernel's rules a process takes ids of its namespace's map only, so either the map reaches \
-             beyond the promised range or the ids were overwritten.",
-    evidence: "The eight ids of `real_cred` at fork, exec, exit, namespace calls and in the sweep, against kubelet's \
-               record, or the namespace's own map where there is no record. Supplementary groups are not looked at.",
+             Critical if the namespace's own map does not hold the id, whatever its number: no system call gives a \
+             program of the pod such an id, so its credentials were overwritten inside the kernel. Critical as well if \
+             the id is below 65536, where the host's own users are, root among them. High if the map holds it, which \
+             then reaches beyond the promised range.",
+    evidence: "The eight ids of `real_cred` at fork, exec, exit, namespace calls and in the sweep, against the map of \
+               the pod's user namespace and kubelet's record. Supplementary groups are not looked at.",
     exceptions: "Runtimes hold host id 0 in the new namespace for microseconds before they take the container's; ids are \
-                 judged from the first program on.",
-    respond: "An id below 65536 belongs to the host's own users: treat the node as compromised. Otherwise find whose \
-              range the id is in; files of that owner are within reach.",
+                 judged from the first program on. An administrator who moves a process of the host into a pod's cgroup \
+                 and its user namespace, and keeps its ids, is reported.",
+    respond: "Critical: treat the node as compromised, as for I1. High: find whose range the id is in; files of that owner \
+              are within reach.",
 };
 
 pub(super) fn on_task(observed: &Observed<'_>, context: &Context<'_>) -> Vec<Detection> {
@@ -35,23 +38,25 @@ pub(super) fn on_task(observed: &Observed<'_>, context: &Context<'_>) -> Vec<Det
     else {
         return Vec::new();
     };
+    let unmapped = outside(&task.ids, extents(&ns.uid_map), extents(&ns.gid_map));
     let record = context.pod.and_then(|(_, pod)| pod.record.as_ref());
-    let users = range(&ns.uid_map, record.map(|record| &record.uid_mappings));
-    let groups = range(&ns.gid_map, record.map(|record| &record.gid_mappings));
-    let outside = outside(&task.ids, users, groups);
-    let Some(lowest) = outside.iter().map(|(_, id)| *id).min() else { return Vec::new() };
-    let names = outside.iter().map(|(name, id)| format!("{name} {id}")).collect::<Vec<_>>().join(", ");
-    let why = format!(
-        "process {} has {names} on the host, outside the pod's range {}",
-        who(observed.event),
-        show_all(users)
-    );
+    let unpromised = record.map_or_else(Vec::new, |record| {
+        let users = promised(&ns.uid_map, &record.uid_mappings);
+        outside(&task.ids, users, promised(&ns.gid_map, &record.gid_mappings))
+    });
+    let (ids, why) = match (unmapped.is_empty(), unpromised.is_empty()) {
+        (true, true) => return Vec::new(),
+        (false, _) => (&unmapped, overwritten(&ns.uid_map)),
+        (true, false) => (&unpromised, "outside the range that kubelet recorded for the pod".to_owned()),
+    };
+    let names = ids.iter().map(|(name, id)| format!("{name} {id}")).collect::<Vec<_>>().join(", ");
+    let hosts = ids.iter().any(|(_, id)| *id < FIRST_POD_ID);
     vec![Detection {
         scope: Scope::Process(CgroupId(task.lineage.container), task.process),
-        severity: if lowest < FIRST_POD_ID { Severity::Critical } else { Severity::High },
+        severity: if hosts || !unmapped.is_empty() { Severity::Critical } else { Severity::High },
         confidence: Confidence::High,
         time: observed.time,
-        why,
+        why: format!("process {} has {names} on the host, {why}", who(observed.event)),
         task: Some(Box::new(observed.event.clone())),
         hook: Some(observed.hook),
         capabilities: Vec::new(),
@@ -59,21 +64,25 @@ pub(super) fn on_task(observed: &Observed<'_>, context: &Context<'_>) -> Vec<Det
     }]
 }
 
-/// What the pod was given: the record, unless the runtime used another range altogether, which is rule I7's case.
-fn range<'a>(map: &'a IdMap, record: Option<&'a Vec<Extent>>) -> &'a [Extent] {
-    let actual = extents(map);
-    let root = actual.first().map(|extent| extent.lower_first);
-    match record {
-        Some(record) if root.is_some_and(|root| holds(record, root)) => record,
-        _ => actual,
-    }
+fn overwritten(map: &IdMap) -> String {
+    format!(
+        "which its user namespace does not map (user ids {}); no system call gives such an id, so its credentials were \
+         overwritten inside the kernel",
+        show_all(extents(map))
+    )
+}
+
+/// The recorded range; none if the runtime used another one altogether, which is rule I7's case.
+fn promised<'a>(map: &IdMap, record: &'a [Extent]) -> &'a [Extent] {
+    let root = extents(map).first().map(|extent| extent.lower_first);
+    if root.is_some_and(|root| holds(record, root)) { record } else { &[] }
 }
 
 fn holds(range: &[Extent], id: u32) -> bool {
     range.iter().any(|extent| id.wrapping_sub(extent.lower_first) < extent.count)
 }
 
-/// Ids that a range does not hold; an empty range is an unwritten or out-of-line map and says nothing.
+/// Ids that a range does not hold; an empty range says nothing, such as a map that is unwritten or out of line.
 fn outside(ids: &Ids, users: &[Extent], groups: &[Extent]) -> Vec<(&'static str, u32)> {
     let named = [
         ("uid", ids.uid, users),

@@ -1,0 +1,108 @@
+//! Credentials changed by the kernel itself, which no system call shows, are found whatever the thread does next.
+//!
+//! One test for all of it, because under emulation the agent's start takes longer than the rest: what it says names
+//! the cases that failed.
+
+use std::time::Duration;
+
+use anyhow::{Result, bail, ensure};
+use xtask::lab::Line;
+
+use crate::setting::{losses, slowdown, told};
+use crate::stage::{Actor, Cast, Part, Stage};
+
+/// Ways of tampering, see `xtask/src/vm/tamper/tamper.c`, and the rules they break.
+const WAYS: [(&str, &str); 3] = [("commit", "I1"), ("ids", "I4"), ("userns", "I1")];
+const THREADS: [&str; 2] = ["main", "worker"];
+const NEXT: [&str; 4] = ["exec", "fork", "exit", "idle"];
+/// Within which a finding has to be told, on a processor.
+const LIMIT: Duration = Duration::from_secs(2);
+/// Longer than the time between two sweeps, so that a finding too many has its chance.
+const QUIET: Duration = Duration::from_secs(2);
+/// Failures after which the others are not waited for.
+const ENOUGH: usize = 4;
+
+/// Every case of a way: each thread, each next step, and once from outside of the pod's cgroup, for where a process
+/// is when it is found says nothing about where it comes from.
+fn parts(word: &'static str) -> Vec<Part> {
+    let cases = THREADS.into_iter().flat_map(|thread| NEXT.map(|next| (thread, next, false)));
+    let cases = cases.chain([("main", "exit", true)]);
+    cases.map(|(thread, next, moved)| Part { word, thread, next, moved }).collect()
+}
+
+#[test]
+fn tampering_is_found_and_the_same_steps_without_it_are_not() -> Result<()> {
+    let Some(stage) = Stage::new("tampering_is_found")? else { return Ok(()) };
+    without(&stage)?;
+    let (mut expected, mut wrong) = (Vec::new(), Vec::new());
+    let cases =
+        WAYS.into_iter().flat_map(|(word, rule)| parts(word).into_iter().map(move |part| (part, rule)));
+    for ((part, rule), cast) in cases.zip(stage.casts.iter().cycle()) {
+        match stage
+            .actor(cast, part)
+            .and_then(|actor| Ok((found(&stage, cast, &actor, (part, rule))?, actor)))
+        {
+            Ok(((), actor)) => expected.push((rule.to_owned(), u64::from(actor.pid))),
+            Err(error) => wrong.push(format!("{part:?}: {error:#}")),
+        }
+        if wrong.len() >= ENOUGH {
+            break;
+        }
+    }
+    if !wrong.is_empty() {
+        bail!("not found, or not as it should be:\n{}", wrong.join("\n"));
+    }
+    nothing_but(&stage, expected)
+}
+
+/// The control: every step but the tampering.
+fn without(stage: &Stage) -> Result<()> {
+    for (part, cast) in parts("nothing").into_iter().zip(stage.casts.iter().cycle()) {
+        let actor = stage.actor(cast, part)?;
+        actor.act()?;
+        if part.next != "idle" {
+            actor.end()?;
+        }
+    }
+    nothing_but(stage, Vec::new())
+}
+
+/// Waits for the critical finding about what `actor` does, and holds it against what is known.
+fn found(stage: &Stage, cast: &Cast, actor: &Actor, (part, rule): (Part, &str)) -> Result<()> {
+    let about =
+        |line: &Line| line.text("/finding/rule/id") == Some(rule) && pid(line) == Some(actor.pid.into());
+    let start = actor.act()?;
+    let line = stage.agent.wait_for(about, LIMIT * slowdown())?;
+    let hook = line.text("/hook").unwrap_or("?");
+    println!("{part:?}: {rule} at {hook} after {:.1?}", line.at - start);
+    for (pointer, expected) in [
+        ("/finding/rule/severity", "critical"),
+        ("/finding/status", "opened"),
+        ("/pod/uid", cast.pod.uid()),
+        ("/container/id", cast.container.id()),
+        ("/process/lineage/state", "inside"),
+    ] {
+        ensure!(line.text(pointer) == Some(expected), "{pointer} is not {expected}: {}", line.json);
+    }
+    // whoever does nothing is seen by nothing but the sweep
+    ensure!(part.next != "idle" || hook == "task_iter", "found at {hook}, though it did nothing");
+    Ok(())
+}
+
+/// Holds that there is one finding for each rule and process `expected`, and nothing else: neither of another rule,
+/// which would only repeat what this one says, nor about a child, which is the same escape.
+fn nothing_but(stage: &Stage, mut expected: Vec<(String, u64)>) -> Result<()> {
+    stage.agent.settle(QUIET)?;
+    let key = |line: &Line| (line.text("/finding/rule/id").unwrap_or("?").to_owned(), pid(line).unwrap_or(0));
+    let mut said: Vec<_> = stage.agent.findings().iter().map(key).collect();
+    said.sort();
+    expected.sort();
+    ensure!(said == expected, "expected {expected:?}, and was told{}", told(&stage.agent));
+    let metrics = stage.agent.http_get("/metrics")?.body;
+    ensure!(losses(&metrics).is_empty(), "{:?}", losses(&metrics));
+    Ok(())
+}
+
+fn pid(line: &Line) -> Option<u64> {
+    line.json.pointer("/process/pid")?.as_u64()
+}
