@@ -231,13 +231,14 @@ impl App {
         for output in self.decided.drain(..) {
             match output {
                 Output::Finding(finding) => self.outputs.finding(&finding),
+                Output::Withheld(withheld) => self.outputs.withheld(*withheld),
                 Output::Forget(container) => self.loaded.forget(container),
             }
         }
     }
 
     fn count(&mut self) {
-        self.learn(vec![Fact::Aggregates(self.loaded.aggregates())]);
+        self.learn(vec![Fact::Aggregates(self.loaded.aggregates()), Fact::Budgets(self.loaded.budgets())]);
         let health = self.health();
         let counters = self.loaded.counters();
         self.outputs.count(&self.engine.stats(), &counters, self.loaded.nr_watched(), &health);

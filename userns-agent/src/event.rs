@@ -11,7 +11,7 @@ pub use userns_common::kind::{
     Counter, Hook, Operation, Relation, lineage, namespace, origin, reason, state,
 };
 pub use userns_common::record::{
-    AggregateKey, AggregateValue, CapSets, Extent, IdMap, Ids, Image, Lineage, Namespaces, UserNs,
+    AggregateKey, AggregateValue, Budget, CapSets, Extent, IdMap, Ids, Image, Lineage, Namespaces, UserNs,
 };
 
 /// Nanoseconds of `CLOCK_BOOTTIME`.
@@ -330,6 +330,8 @@ pub enum Fact {
     RuntimeImages(Vec<Image>),
     /// The aggregation table as it stands.
     Aggregates(Vec<(AggregateKey, AggregateValue)>),
+    /// What containers were not allowed to send, as totals.
+    Budgets(Vec<(CgroupId, Budget)>),
 }
 
 /// Everything the core takes in.

@@ -11,7 +11,7 @@ use super::setup::{Clock, hostname};
 use crate::cli::ExitCode;
 use crate::config::{Config, Output};
 use crate::core::finding::{Finding, Status as FindingStatus};
-use crate::core::{Promise, Stats};
+use crate::core::{Promise, Stats, Withheld};
 use crate::decode::DecodeError;
 use crate::event::{Counter, Event};
 use crate::host::{SourceHealth, SourceState};
@@ -21,7 +21,7 @@ use crate::sink::http::{self, StatusSource};
 use crate::sink::metrics::MetricsError;
 use crate::sink::{
     AgentEvent, AgentState, Form, Metrics, Options, ProbeReport, Readiness, SinkError, Sinks, SourceReport,
-    Status, TableReport, file, queue,
+    Status, Suppressed, TableReport, file, queue,
 };
 
 /// How long the outputs may take to write what is left at the end.
@@ -187,6 +187,23 @@ impl Outputs {
             self.metrics.finding(finding.rule, finding.severity);
         }
         self.sinks.finding(finding, self.clock.wall());
+    }
+
+    /// Says what the kernel withheld.
+    pub(super) fn withheld(&self, withheld: Withheld) {
+        let Withheld { time, since, kind, count, container, pod } = withheld;
+        let suppressed = Suppressed {
+            time,
+            since,
+            reason: "container_budget",
+            kind: Some(kind),
+            sink: None,
+            severity: None,
+            count,
+            container,
+            pod,
+        };
+        self.sinks.suppressed(&suppressed, self.clock.wall());
     }
 
     /// The loop turns.

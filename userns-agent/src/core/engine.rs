@@ -10,6 +10,7 @@ use super::finding::{CapabilityUse, ContainerRef, Finding, PodRef};
 use super::open::OpenFindings;
 use super::rules::{self, RuleId};
 use super::state::{Promise, Sizes, State};
+use super::withheld::{Budgets, Withheld};
 use crate::event::{
     AggregateKey, AggregateValue, Body, CgroupId, Event, Fact, Input, Nanos, TaskEvent, reason,
 };
@@ -37,6 +38,8 @@ const PENDING_NS: u64 = 300_000_000;
 pub enum Output {
     /// Tell.
     Finding(Box<Finding>),
+    /// Tell what was withheld.
+    Withheld(Box<Withheld>),
     /// This container is long gone: what the kernel counted for it can go as well.
     Forget(CgroupId),
 }
@@ -88,6 +91,7 @@ pub struct Engine {
     /// Checks counted for containers that are gone.
     past_checks: BTreeMap<(&'static str, bool), u64>,
     checks: BTreeMap<AggregateKey, AggregateValue>,
+    budgets: Budgets,
     now: Nanos,
 }
 
@@ -104,6 +108,7 @@ impl Engine {
             unattributed: 0,
             past_checks: BTreeMap::new(),
             checks: BTreeMap::new(),
+            budgets: Budgets::default(),
             now: Nanos(0),
         }
     }
@@ -282,6 +287,12 @@ impl Engine {
             }
             Fact::RuntimeImages(images) => self.runtimes = Runtimes::new(&images),
             Fact::Aggregates(rows) => self.aggregates(rows),
+            Fact::Budgets(rows) => {
+                for (container, mut withheld) in self.budgets.take(&rows, self.now) {
+                    (withheld.container, withheld.pod) = refs(&self.context(Some(container)));
+                    out.push(Output::Withheld(Box::new(withheld)));
+                }
+            }
         }
     }
 
@@ -364,6 +375,7 @@ impl Engine {
         }
         let dead = self.state.tick(self.now);
         self.open.forget(&dead);
+        dead.iter().for_each(|container| self.budgets.forget(*container));
         out.extend(dead.into_iter().map(Output::Forget));
     }
 
@@ -400,29 +412,38 @@ impl Engine {
     /// Adds what is known of container and pod, and says what is not.
     fn describe(&self, finding: &mut Finding, container: Option<CgroupId>) {
         let context = self.context(container);
+        let (known, pod) = refs(&context);
         finding.unknown.clear();
-        let Some(container) = context.container else {
+        if known.is_none() {
             finding.unknown.push("container: its cgroup was not seen");
             return;
-        };
-        finding.container = Some(ContainerRef {
-            id: container.id.clone(),
-            runtime: container.runtime,
-            cgroup: container.cgroup,
-            cgroup_path: container.path.as_str().to_owned(),
-        });
-        let Some((uid, pod)) = context.pod else {
+        }
+        finding.container = known;
+        finding.pod = pod;
+        let Some((_, pod)) = context.pod else {
             finding.unknown.push("pod: the cgroup path names none");
             return;
         };
-        let spec = pod.spec.as_ref();
-        if spec.is_none() {
+        if pod.spec.is_none() {
             finding.unknown.push("pod name, namespace, labels and spec.hostUsers: no Pod object was given");
         }
         if pod.record.is_none() {
             finding.unknown.push("recorded range: kubelet has no record of a user namespace for this pod");
         }
-        finding.pod = Some(PodRef {
+    }
+}
+
+/// What is known of container and pod.
+fn refs(context: &Context<'_>) -> (Option<ContainerRef>, Option<PodRef>) {
+    let container = context.container.map(|container| ContainerRef {
+        id: container.id.clone(),
+        runtime: container.runtime,
+        cgroup: container.cgroup,
+        cgroup_path: container.path.as_str().to_owned(),
+    });
+    let pod = context.pod.map(|(uid, pod)| {
+        let spec = pod.spec.as_ref();
+        PodRef {
             uid: uid.clone(),
             namespace: spec.map(|spec| spec.namespace.clone()),
             name: spec.map(|spec| spec.name.clone()),
@@ -433,8 +454,9 @@ impl Engine {
                 .as_ref()
                 .map(|record| record.uid_mappings.clone())
                 .unwrap_or_default(),
-        });
-    }
+        }
+    });
+    (container, pod)
 }
 
 fn check_label(key: &AggregateKey) -> (&'static str, bool) {

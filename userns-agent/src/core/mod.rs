@@ -12,7 +12,9 @@ mod open;
 pub mod range;
 pub mod rules;
 mod state;
+mod withheld;
 
 pub use context::Context;
 pub use engine::{Engine, Limits, Output, Stats};
 pub use state::{Container, Pod, Promise};
+pub use withheld::Withheld;

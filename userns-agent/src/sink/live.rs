@@ -99,17 +99,20 @@ pub fn format_agent(event: &AgentEvent, style: &Style) -> String {
 #[must_use]
 pub fn format_suppressed(suppressed: &Suppressed, style: &Style) -> String {
     let mut out = Out { text: String::new(), color: style.color };
-    let severity =
-        suppressed.severity.map_or(String::new(), |severity| format!(" of severity {}", severity.name()));
     let since = time_of_day(style, suppressed.since);
     out.paint(DIM, &time_of_day(style, suppressed.time));
     out.text.push(' ');
-    out.paint("33", "lost    ");
-    let _ = writeln!(
-        out.text,
-        " {} lines{severity} were not shown since {since}: {}",
-        suppressed.count, suppressed.reason
-    );
+    let Suppressed { count, reason, .. } = suppressed;
+    if let Some(kind) = suppressed.kind {
+        out.paint("33", "withheld");
+        let uid = suppressed.pod.as_ref().map_or("?", |pod| pod.uid.as_str());
+        let _ = writeln!(out.text, " {count} {kind} records of pod {} since {since}: {reason}", escape(uid));
+    } else {
+        let severity =
+            suppressed.severity.map_or(String::new(), |severity| format!(" of severity {}", severity.name()));
+        out.paint("33", "lost    ");
+        let _ = writeln!(out.text, " {count} lines{severity} were not shown since {since}: {reason}");
+    }
     out.text
 }
 

@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rustix::time::{ClockId, clock_gettime};
 
-use crate::core::finding::Severity;
+use crate::core::finding::{ContainerRef, PodRef, Severity};
 use crate::event::Nanos;
 
 /// The time since boot, sleep included: the clock that the kernel's records carry.
@@ -116,7 +116,7 @@ pub struct AgentEvent {
     pub probes: Vec<ProbeReport>,
 }
 
-/// Findings or lines that were not told one by one.
+/// Findings, lines or records that were not told one by one.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Suppressed {
     /// When this was noticed.
@@ -125,12 +125,18 @@ pub struct Suppressed {
     pub since: Nanos,
     /// Why they were not told, such as `queue_full`.
     pub reason: &'static str,
+    /// The kind of record that a container may send no more of for now; `None`: lines.
+    pub kind: Option<&'static str>,
     /// The output that lacks them; `None`: every one.
     pub sink: Option<&'static str>,
     /// Their severity, if they have one.
     pub severity: Option<Severity>,
     /// How many.
     pub count: u64,
+    /// The container whose records they are.
+    pub container: Option<ContainerRef>,
+    /// Its pod.
+    pub pod: Option<PodRef>,
 }
 
 /// Whether the agent sees everything that it should.

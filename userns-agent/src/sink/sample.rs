@@ -189,13 +189,31 @@ pub(super) fn agent(state: AgentState) -> AgentEvent {
     }
 }
 
+pub(super) fn withheld() -> Suppressed {
+    let Finding { container, pod, .. } = finding();
+    Suppressed {
+        time: Nanos(9 * SECOND),
+        since: Nanos(7 * SECOND),
+        reason: "container_budget",
+        kind: Some("exec"),
+        sink: None,
+        severity: None,
+        count: 31_400,
+        container,
+        pod,
+    }
+}
+
 pub(super) fn suppressed() -> Suppressed {
     Suppressed {
         time: Nanos(9 * SECOND),
         since: Nanos(7 * SECOND),
         reason: "queue_full",
+        kind: None,
         sink: Some("stdout"),
         severity: Some(Severity::Low),
         count: 12,
+        container: None,
+        pod: None,
     }
 }

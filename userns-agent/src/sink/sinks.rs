@@ -269,9 +269,12 @@ impl Sinks {
             time: boot_now(),
             since,
             reason: "queue_full",
+            kind: None,
             sink: Some(output.kind.name()),
             severity: Some(severity),
             count,
+            container: None,
+            pod: None,
         }
     }
 }

@@ -135,7 +135,7 @@ impl World {
         self.engine.handle(input, &mut out);
         self.findings.extend(out.into_iter().filter_map(|output| match output {
             Output::Finding(finding) => Some(*finding),
-            Output::Forget(_) => None,
+            Output::Withheld(_) | Output::Forget(_) => None,
         }));
     }
 

@@ -69,7 +69,7 @@ impl From<(&'static str, &'static str)> for Named {
 }
 
 #[derive(Serialize)]
-struct Pod<'a> {
+pub(super) struct Pod<'a> {
     uid: &'a str,
     namespace: Option<&'a str>,
     name: Option<&'a str>,
@@ -79,7 +79,7 @@ struct Pod<'a> {
 }
 
 impl<'a> Pod<'a> {
-    fn new(pod: &'a PodRef) -> Self {
+    pub(super) fn new(pod: &'a PodRef) -> Self {
         Self {
             uid: pod.uid.as_str(),
             namespace: pod.namespace.as_deref(),
@@ -93,7 +93,7 @@ impl<'a> Pod<'a> {
 }
 
 #[derive(Serialize)]
-struct Container<'a> {
+pub(super) struct Container<'a> {
     id: &'a str,
     runtime: Option<&'static str>,
     cgroup: ContainerCgroup<'a>,
@@ -106,7 +106,7 @@ struct ContainerCgroup<'a> {
 }
 
 impl<'a> Container<'a> {
-    fn new(container: &'a ContainerRef) -> Self {
+    pub(super) fn new(container: &'a ContainerRef) -> Self {
         let cgroup = ContainerCgroup { id: container.cgroup.0, path: &container.cgroup_path };
         Self { id: &container.id, runtime: container.runtime, cgroup }
     }

@@ -76,10 +76,13 @@ struct SuppressedLine<'a> {
     #[serde(flatten)]
     envelope: Envelope<'a>,
     reason: &'static str,
+    kind: Option<&'static str>,
     sink: Option<&'static str>,
     severity: Option<&'static str>,
     count: u64,
     since: String,
+    pod: Option<finding::Pod<'a>>,
+    container: Option<finding::Container<'a>>,
 }
 
 impl Renderer {
@@ -133,10 +136,13 @@ impl Renderer {
         format::line(&SuppressedLine {
             envelope: self.envelope("suppressed", suppressed.time, clock),
             reason: suppressed.reason,
+            kind: suppressed.kind,
             sink: suppressed.sink,
             severity: suppressed.severity.map(Severity::name),
             count: suppressed.count,
             since: clock.rfc3339(suppressed.since),
+            pod: suppressed.pod.as_ref().map(finding::Pod::new),
+            container: suppressed.container.as_ref().map(finding::Container::new),
         })
     }
 

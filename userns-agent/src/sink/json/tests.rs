@@ -79,6 +79,8 @@ fn every_field_stands_where_consumers_expect_it() {
     check_golden("agent.json", &pretty(std::str::from_utf8(&agent).unwrap()));
     let suppressed = renderer().suppressed(&sample::suppressed(), sample::CLOCK).unwrap();
     check_golden("suppressed.json", &pretty(std::str::from_utf8(&suppressed).unwrap()));
+    let withheld = renderer().suppressed(&sample::withheld(), sample::CLOCK).unwrap();
+    check_golden("withheld.json", &pretty(std::str::from_utf8(&withheld).unwrap()));
 }
 
 #[test]
@@ -171,8 +173,10 @@ fn lines_fit_the_schema() {
         let line = renderer().agent(&sample::agent(state), sample::CLOCK).unwrap();
         lines.push(String::from_utf8(line).unwrap());
     }
-    let line = renderer().suppressed(&sample::suppressed(), sample::CLOCK).unwrap();
-    lines.push(String::from_utf8(line).unwrap());
+    for suppressed in [sample::suppressed(), sample::withheld()] {
+        let line = renderer().suppressed(&suppressed, sample::CLOCK).unwrap();
+        lines.push(String::from_utf8(line).unwrap());
+    }
     for line in lines {
         schema.check(&value(&line)).unwrap_or_else(|error| panic!("{error}\n{line}"));
     }
