@@ -246,6 +246,29 @@ stable_numbers! {
     }
 }
 
+/// What became of an operation.
+pub mod verdict {
+    /// It was done.
+    pub const GRANTED: u8 = 0;
+    /// It was refused for lack of permission (`EPERM`, `EACCES`).
+    pub const DENIED: u8 = 1;
+    /// It failed for another reason, such as a bad descriptor.
+    pub const FAILED: u8 = 2;
+
+    const EPERM: i32 = -1;
+    const EACCES: i32 = -13;
+
+    /// Of a return value: 0 or more, or a negative errno.
+    #[must_use]
+    pub const fn of(ret: i32) -> u8 {
+        match ret {
+            EPERM | EACCES => DENIED,
+            ..0 => FAILED,
+            0.. => GRANTED,
+        }
+    }
+}
+
 stable_numbers! {
     /// The kind of operation a row of the aggregation table counts.
     Operation {

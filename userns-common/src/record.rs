@@ -349,12 +349,15 @@ pub struct AggregateKey {
     pub code: u8,
     /// [`crate::kind::Relation`].
     pub relation: u8,
-    /// 0 granted, 1 denied.
-    pub denied: u8,
+    /// One of [`crate::kind::verdict`].
+    pub verdict: u8,
     /// One of [`crate::kind::state`].
     pub state: u8,
+    /// 1 from the first program of the container on. What a runtime tries before is counted apart, so that it does not
+    /// take the place of the workload's first.
+    pub workload: u8,
     /// Keeps the struct free of padding.
-    pub reserved: [u8; 3],
+    pub reserved: [u8; 2],
 }
 
 /// Value of the aggregation table.

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
-use userns_common::kind::{Hook, Operation, Relation, lineage, origin, state};
+use userns_common::kind::{Hook, Operation, Relation, lineage, origin, state, verdict};
 
 use super::context::{Context, Runtimes};
 use super::finding::{CapabilityUse, ContainerRef, Finding, PodRef};
@@ -461,8 +461,8 @@ fn refs(context: &Context<'_>) -> (Option<ContainerRef>, Option<PodRef>) {
 
 fn check_label(key: &AggregateKey) -> (&'static str, bool) {
     if u32::from(key.operation) != Operation::Capability as u32 {
-        return ("call", key.denied != 0);
+        return ("call", key.verdict != verdict::GRANTED);
     }
     let relation = Relation::try_from(u32::from(key.relation)).map_or("unknown", Relation::name);
-    (relation, key.denied != 0)
+    (relation, key.verdict != verdict::GRANTED)
 }

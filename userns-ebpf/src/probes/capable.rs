@@ -16,7 +16,9 @@ use aya_ebpf::bindings::BPF_NOEXIST;
 use aya_ebpf::macros::{btf_tracepoint, fexit, kprobe, kretprobe};
 use aya_ebpf::programs::{BtfTracePointContext, FExitContext, ProbeContext, RetProbeContext};
 use userns_common::caps::{SYS_ADMIN, SYS_PTRACE, holds};
-use userns_common::kind::{Counter, EventKind, Hook, Operation, Relation, lineage as flag, reason, state};
+use userns_common::kind::{
+    Counter, EventKind, Hook, Operation, Relation, lineage as flag, reason, state, verdict,
+};
 use userns_common::limits::{MAX_PENDING_CHECKS, PENDING_JIFFIES};
 use userns_common::record::{AggregateKey, AggregateValue, Lineage, Tracked};
 use userns_common::settings::SyscallSet;
@@ -73,9 +75,10 @@ impl Kind {
     const PRESENT: u32 = 1 << 31;
 
     #[inline(always)]
-    fn new(capability: u32, relation: Relation, denied: bool, state: u32) -> Self {
-        let verdict = (relation as u32) << 8 | u32::from(denied) << 16 | state << 24;
-        Self(Self::PRESENT | verdict | capability & 0xff)
+    fn new(capability: u32, relation: Relation, ret: i32, lineage: &Lineage) -> Self {
+        let workload = u32::from(lineage.flags & flag::WORKLOAD != 0);
+        let of_task = (lineage.state & 7) << 24 | workload << 27;
+        Self(Self::PRESENT | of_task | u32::from(ret != 0) << 16 | (relation as u32) << 8 | capability & 0xff)
     }
 
     #[inline(always)]
@@ -85,9 +88,10 @@ impl Kind {
             operation: Operation::Capability as u8,
             code: self.0 as u8,
             relation: (self.0 >> 8) as u8,
-            denied: (self.0 >> 16) as u8,
-            state: (self.0 >> 24) as u8 & 0x7f,
-            reserved: [0; 3],
+            verdict: (self.0 >> 16) as u8 & verdict::DENIED,
+            state: (self.0 >> 24) as u8 & 7,
+            workload: (self.0 >> 27) as u8 & 1,
+            reserved: [0; 2],
         }
     }
 }
@@ -122,7 +126,7 @@ fn asked<const TYPED: bool>(
         }
     }
     let granted_over_host = over_host && ret == 0 && !accounting && is_use(lineage, capability);
-    let kind = Kind::new(capability, relation, ret != 0, lineage.state);
+    let kind = Kind::new(capability, relation, ret, lineage);
     if found.is_nothing() && !granted_over_host && put_off(tracked, kind) {
         return;
     }

@@ -8,7 +8,7 @@
 
 use aya_ebpf::macros::{fexit, kretprobe, tracepoint};
 use aya_ebpf::programs::{FExitContext, RetProbeContext, TracePointContext};
-use userns_common::kind::{EventKind, Hook, Operation, Relation, state};
+use userns_common::kind::{EventKind, Hook, Operation, Relation, lineage as flag, state, verdict};
 use userns_common::record::{AggregateKey, Lineage};
 
 use crate::emit::{self, Report, Ring};
@@ -117,9 +117,10 @@ pub(crate) fn tell(task: Task, lineage: &mut Lineage, found: Found, call: &Call,
         operation: call.operation as u8,
         code: 0,
         relation: Relation::Pod as u8,
-        denied: u8::from(call.ret < 0),
+        verdict: verdict::of(call.ret),
         state: lineage.state as u8,
-        reserved: [0; 3],
+        workload: u8::from(lineage.flags & flag::WORKLOAD != 0),
+        reserved: [0; 2],
     };
     if lineage.state != state::INSIDE || !aggregate(&key, 1, task, -1) {
         lineage::tell(task, lineage, found, hook);

@@ -1,6 +1,6 @@
 //! I11: denied attempts.
 
-use userns_common::kind::{Operation, Relation, lineage, state};
+use userns_common::kind::{Operation, Relation, lineage, state, verdict};
 
 use super::i5_host_capability::name;
 use super::{Observed, Rule, who};
@@ -29,14 +29,13 @@ pub(super) const RULE: Rule = Rule {
 };
 
 const EPERM: i32 = -1;
-const EACCES: i32 = -13;
 
 pub(super) fn on_task(observed: &Observed<'_>) -> Vec<Detection> {
     let task = &observed.event.task;
     let Some(call) = &observed.event.call else { return Vec::new() };
     // what a runtime tries on its way in, before the container's first program, is its own business
     let workload = task.lineage.flags & lineage::WORKLOAD != 0;
-    if task.lineage.state != state::INSIDE || !workload || !matches!(call.ret, EPERM | EACCES) {
+    if task.lineage.state != state::INSIDE || !workload || verdict::of(call.ret) != verdict::DENIED {
         return Vec::new();
     }
     let mut detection = Detection {
@@ -71,7 +70,7 @@ fn what(call: &Call, detection: &mut Detection) -> String {
 
 pub(super) fn on_aggregate(key: &AggregateKey, value: &AggregateValue) -> Vec<Detection> {
     let Ok(operation) = Operation::try_from(u32::from(key.operation)) else { return Vec::new() };
-    if key.denied == 0 || u32::from(key.state) != state::INSIDE {
+    if key.verdict != verdict::DENIED || key.workload == 0 || u32::from(key.state) != state::INSIDE {
         return Vec::new();
     }
     let mut detection = Detection {

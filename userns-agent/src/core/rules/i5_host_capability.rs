@@ -1,6 +1,6 @@
 //! I5: host capability used.
 
-use userns_common::kind::{Operation, Relation, state};
+use userns_common::kind::{Operation, Relation, state, verdict};
 
 use super::{Rule, who};
 use crate::core::context::Context;
@@ -57,7 +57,7 @@ pub(super) fn on_aggregate(
     value: &AggregateValue,
     context: &Context<'_>,
 ) -> Vec<Detection> {
-    let over_host = u32::from(key.relation) == Relation::Host as u32 && key.denied == 0;
+    let over_host = u32::from(key.relation) == Relation::Host as u32 && key.verdict == verdict::GRANTED;
     let capability = u32::from(key.operation) == Operation::Capability as u32;
     if !over_host || !capability || u32::from(key.state) != state::ENTERING {
         return Vec::new();
