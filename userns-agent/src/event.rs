@@ -3,9 +3,12 @@
 //! Names follow the kernel. Times are nanoseconds of `CLOCK_BOOTTIME`; ids are kernel ids as the initial user
 //! namespace sees them; pids are those of the initial pid namespace.
 
+mod told;
+
 use std::collections::BTreeMap;
 use std::fmt;
 
+pub use told::{Told, ToldCall, ToldCapability};
 pub use userns_common::cgroup::role;
 pub use userns_common::kind::{Counter, Hook, Operation, Relation, lineage, origin, reason, state};
 pub use userns_common::record::{
@@ -326,6 +329,8 @@ pub enum Fact {
     RuntimeImages(Vec<Image>),
     /// The aggregation table as it stands.
     Aggregates(Vec<(AggregateKey, AggregateValue)>),
+    /// What earlier runs of the agent told on this boot.
+    Told(Vec<Told>),
 }
 
 /// Everything the core takes in.

@@ -37,7 +37,7 @@ const PENDING_NS: u64 = 300_000_000;
 pub enum Output {
     /// Tell.
     Finding(Box<Finding>),
-    /// This container is long gone: what the kernel counted for it can go as well.
+    /// This container is long gone: what the kernel counted for it can go as well, and what is remembered of it.
     Forget(CgroupId),
 }
 
@@ -56,6 +56,8 @@ pub struct Stats {
     pub open: usize,
     /// Detections folded into open findings.
     pub repeated: u64,
+    /// Findings of earlier runs that were found again.
+    pub recognised: u64,
     /// Rows that fell out of full tables, by table.
     pub evicted: BTreeMap<&'static str, u64>,
     /// Records judged without their container, because it did not become known in time.
@@ -143,6 +145,7 @@ impl Engine {
             processes: self.state.nr_processes(),
             open: self.open.len(),
             repeated: self.open.repeated,
+            recognised: self.open.earlier.recognised,
             evicted,
             unattributed: self.unattributed,
             checks,
@@ -271,7 +274,11 @@ impl Engine {
                     self.container_known(cgroup.id, out);
                 }
             }
-            Fact::CgroupWalkDone { started } => self.state.walked(started),
+            Fact::CgroupWalkDone { started } => {
+                self.state.walked(started);
+                let gone = self.open.earlier.walked(started, |id| self.state.container(id).is_some());
+                out.extend(gone.into_iter().map(Output::Forget));
+            }
             Fact::KubeletRecord { uid, record } => {
                 let concerned = self.state.recorded(&uid, record, self.now);
                 self.promise_changed(&concerned, out);
@@ -282,6 +289,7 @@ impl Engine {
             }
             Fact::RuntimeImages(images) => self.runtimes = Runtimes::new(&images),
             Fact::Aggregates(rows) => self.aggregates(rows),
+            Fact::Told(told) => self.open.earlier.remember(told, self.now),
         }
     }
 
