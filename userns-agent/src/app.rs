@@ -231,7 +231,10 @@ impl App {
         for output in self.decided.drain(..) {
             match output {
                 Output::Finding(finding) => self.outputs.finding(&finding),
-                Output::Forget(container) => self.loaded.forget(container),
+                Output::Forget(container) => {
+                    self.loaded.forget(container);
+                    self.outputs.forget(container);
+                }
             }
         }
     }

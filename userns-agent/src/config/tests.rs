@@ -55,12 +55,13 @@ output: live
 output_file: /var/log/x
 output_file_max_bytes: 1048576
 output_file_keep: 0
+state_dir: none
 log_level: trace
 max_containers: 64
 max_processes: 1024
 ";
     let config = from_file(text).unwrap().config;
-    assert_eq!(config.cgroup_root, Some("/c".into()));
+    assert_eq!((config.cgroup_root, config.state_dir), (Some("/c".into()), None));
     assert_eq!(config.runtime_paths, [PathBuf::from("/a"), "/b c".into()]);
     assert_eq!((config.output, config.log_level), (Output::Live, LogLevel::Trace));
     assert_eq!((config.output_file_max_bytes, config.output_file_keep), (1 << 20, 0));
