@@ -232,7 +232,10 @@ impl App {
             match output {
                 Output::Finding(finding) => self.outputs.finding(&finding),
                 Output::Withheld(withheld) => self.outputs.withheld(*withheld),
-                Output::Forget(container) => self.loaded.forget(container),
+                Output::Forget(container) => {
+                    self.loaded.forget(container);
+                    self.outputs.forget(container);
+                }
             }
         }
     }

@@ -3,9 +3,12 @@
 //! Names follow the kernel. Times are nanoseconds of `CLOCK_BOOTTIME`; ids are kernel ids as the initial user
 //! namespace sees them; pids are those of the initial pid namespace.
 
+mod told;
+
 use std::collections::BTreeMap;
 use std::fmt;
 
+pub use told::{Told, ToldCall, ToldCapability};
 pub use userns_common::cgroup::role;
 pub use userns_common::kind::{
     Counter, Hook, Operation, Relation, lineage, namespace, origin, reason, state,
@@ -332,6 +335,8 @@ pub enum Fact {
     Aggregates(Vec<(AggregateKey, AggregateValue)>),
     /// What containers were not allowed to send, as totals.
     Budgets(Vec<(CgroupId, Budget)>),
+    /// What earlier runs of the agent told on this boot.
+    Told(Vec<Told>),
 }
 
 /// Everything the core takes in.

@@ -13,11 +13,13 @@ use crate::config::{Config, Output};
 use crate::core::finding::{Finding, Status as FindingStatus};
 use crate::core::{Promise, Stats, Withheld};
 use crate::decode::DecodeError;
-use crate::event::{Counter, Event};
+use crate::event::{CgroupId, Counter, Event, Told};
+use crate::host::proc::ProcFs;
 use crate::host::{SourceHealth, SourceState};
 use crate::kernel::load::SweepError;
 use crate::kernel::status::Probe;
 use crate::sink::http::{self, StatusSource};
+use crate::sink::memory::Memory;
 use crate::sink::metrics::MetricsError;
 use crate::sink::{
     AgentEvent, AgentState, Form, Metrics, Options, ProbeReport, Readiness, SinkError, Sinks, SourceReport,
@@ -59,6 +61,7 @@ impl OutputError {
 /// Everything the agent says.
 pub(super) struct Outputs {
     sinks: Sinks,
+    memory: Option<Arc<Memory>>,
     metrics: Arc<Metrics>,
     status: Arc<StatusSource>,
     listen: std::net::SocketAddr,
@@ -89,9 +92,25 @@ fn file_options(config: &Config) -> Option<file::Options> {
     Some(file::Options { path, max_bytes: config.output_file_max_bytes, keep })
 }
 
+/// The memory of what earlier runs told, and what they told. Without one, known findings are told as new.
+fn remember(config: &Config, metrics: &Arc<Metrics>) -> (Option<Arc<Memory>>, Vec<Told>) {
+    let Some(path) = &config.state_dir else { return (None, Vec::new()) };
+    let boot = ProcFs::new(&config.proc_root).boot_id().map_err(|error| error.to_string());
+    let opened = boot
+        .and_then(|boot| Memory::open(path, &boot, Arc::clone(metrics)).map_err(|error| error.to_string()));
+    match opened {
+        Ok((memory, told)) => (Some(Arc::new(memory)), told),
+        Err(error) => {
+            metrics.state_error("read");
+            tracing::warn!("{error}; findings of earlier runs are told again as new");
+            (None, Vec::new())
+        }
+    }
+}
+
 impl Outputs {
-    /// Opens them all. Nothing is answered before [`Self::serve`].
-    pub(super) fn open(config: &Config, clock: Clock) -> Result<Self, OutputError> {
+    /// Opens them all, and says what earlier runs told. Nothing is answered before [`Self::serve`].
+    pub(super) fn open(config: &Config, clock: Clock) -> Result<(Self, Vec<Told>), OutputError> {
         let server = http::bind(config.listen)?;
         let metrics = Arc::new(Metrics::new()?);
         let options = Options {
@@ -100,11 +119,13 @@ impl Outputs {
             file: file_options(config),
             limits: queue::Limits::default(),
         };
-        let sinks = Sinks::start(options, Arc::clone(&metrics))?;
+        let (memory, told) = remember(config, &metrics);
+        let sinks = Sinks::start(options, Arc::clone(&metrics))?.remembering(memory.clone());
         let kernel = rustix::system::uname().release().to_string_lossy().into_owned();
         let status = Status { kernel, node: hostname(), ..Status::default() };
-        Ok(Self {
+        let outputs = Self {
             sinks,
+            memory,
             status: Arc::new(StatusSource::new(Arc::clone(&metrics), status)),
             metrics,
             listen: server.address(),
@@ -115,7 +136,8 @@ impl Outputs {
             source_errors: std::collections::BTreeMap::new(),
             limits: (config.max_containers, config.max_processes),
             sweep_failed: false,
-        })
+        };
+        Ok((outputs, told))
     }
 
     /// Begins to answer over HTTP.
@@ -206,6 +228,13 @@ impl Outputs {
         self.sinks.suppressed(&suppressed, self.clock.wall());
     }
 
+    /// A container is long gone.
+    pub(super) fn forget(&self, container: CgroupId) {
+        if let Some(memory) = &self.memory {
+            memory.forget(container);
+        }
+    }
+
     /// The loop turns.
     pub(super) fn alive(&self) {
         self.status.beat();
@@ -250,6 +279,7 @@ impl Outputs {
         metrics.processes(stats.processes);
         metrics.findings_open(stats.open);
         metrics.findings_suppressed("repeated", stats.repeated);
+        metrics.findings_recognised(stats.recognised);
         metrics.unattributed(stats.unattributed);
         for (table, total) in &stats.evicted {
             metrics.core_evictions(table, *total);

@@ -90,7 +90,7 @@ pub(super) async fn start(config: &Config) -> Result<App, RunError> {
     let proc = ProcFs::new(&config.proc_root);
     check_user_namespace(&proc)?;
     let object = object::bytes().ok_or(load::LoadError::Stub)?;
-    let mut outputs = Outputs::open(config, Clock)?;
+    let (mut outputs, told) = Outputs::open(config, Clock)?;
     let cgroups = CgroupFs::find(config.cgroup_root.as_deref())?;
     let kernel = features::probe()?;
     let settings =
@@ -117,6 +117,7 @@ pub(super) async fn start(config: &Config) -> Result<App, RunError> {
         sweeping: None,
         decided: Vec::new(),
     };
+    app.learn(vec![Fact::Told(told)]);
     app.learn(known);
     app.sweep_now().await;
     app.sweep_now().await;

@@ -128,6 +128,14 @@ pub static KEYS: &[Key] = &[
         slot: Slot::Number(|config| &mut config.output_file_keep, 0..=100),
     },
     Key {
+        name: "state_dir",
+        help: "Directory in which the agent remembers what it told, so that after a restart it does not tell a known \
+               finding as new; made with mode 0700, and refused if others may write to it. It need not outlive a \
+               boot, but must outlive the agent's container",
+        ps: false,
+        slot: Slot::OptionalDirectory(|config| &mut config.state_dir),
+    },
+    Key {
         name: "log_level",
         help: "How much the agent logs to standard error about itself",
         ps: true,

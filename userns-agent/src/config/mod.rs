@@ -70,6 +70,8 @@ pub struct Config {
     pub output_file_max_bytes: u64,
     /// Rotated files kept.
     pub output_file_keep: u64,
+    /// Directory of what was told; `None`: nothing is remembered.
+    pub state_dir: Option<PathBuf>,
     /// What the log on standard error holds.
     pub log_level: LogLevel,
     /// Executables of container runtimes, or directories to search for them.
@@ -99,6 +101,7 @@ impl Default for Config {
             output_file: None,
             output_file_max_bytes: 64 * 1024 * 1024,
             output_file_keep: 5,
+            state_dir: Some("/run/userns-agent".into()),
             log_level: LogLevel::Info,
             runtime_paths: RUNTIME_DIRECTORIES.iter().map(PathBuf::from).collect(),
             max_containers: 8192,

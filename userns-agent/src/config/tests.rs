@@ -55,6 +55,7 @@ output: live
 output_file: /var/log/x
 output_file_max_bytes: 1048576
 output_file_keep: 0
+state_dir: none
 log_level: trace
 max_containers: 64
 max_processes: 1024
@@ -63,7 +64,7 @@ probe_mechanism: fexit
 ";
     let config = from_file(text).unwrap().config;
     assert_eq!((config.container_budget, config.probe_mechanism), (7, Some(Mechanism::FExit)));
-    assert_eq!(config.cgroup_root, Some("/c".into()));
+    assert_eq!((config.cgroup_root, config.state_dir), (Some("/c".into()), None));
     assert_eq!(config.runtime_paths, [PathBuf::from("/a"), "/b c".into()]);
     assert_eq!((config.output, config.log_level), (Output::Live, LogLevel::Trace));
     assert_eq!((config.output_file_max_bytes, config.output_file_keep), (1 << 20, 0));

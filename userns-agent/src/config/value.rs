@@ -41,6 +41,8 @@ pub enum Slot {
     Directory(Field<PathBuf>),
     /// An absolute path, or `auto`.
     AutoDirectory(Field<Option<PathBuf>>),
+    /// An absolute path, or `none`.
+    OptionalDirectory(Field<Option<PathBuf>>),
     /// A path; absent if not given.
     File(Field<Option<PathBuf>>),
     /// An IP address and port.
@@ -91,7 +93,8 @@ impl Slot {
     pub fn set(&self, config: &mut Config, raw: &Raw<'_>) -> Result<(), Mismatch> {
         let stored = match self {
             Self::Directory(field) => store(field(config), raw.text().and_then(absolute)),
-            Self::AutoDirectory(field) => store(field(config), raw.auto_directory()),
+            Self::AutoDirectory(field) => store(field(config), raw.directory_or("auto")),
+            Self::OptionalDirectory(field) => store(field(config), raw.directory_or("none")),
             Self::File(field) => store(field(config), raw.file()),
             Self::Address(field) => store(field(config), raw.text().and_then(|text| text.parse().ok())),
             Self::Time(field, range) => store(field(config), within(range, raw.time())),
@@ -132,6 +135,7 @@ impl Slot {
         match self {
             Self::Directory(_) => "an absolute path".to_owned(),
             Self::AutoDirectory(_) => "`auto` or an absolute path".to_owned(),
+            Self::OptionalDirectory(_) => "`none` or an absolute path".to_owned(),
             Self::File(_) => "a path".to_owned(),
             Self::Address(_) => "an IP address and port, such as 127.0.0.1:9477 or [::]:9477".to_owned(),
             Self::Time(_, range) => {
@@ -154,7 +158,7 @@ impl Slot {
     #[must_use]
     pub fn value_name(&self) -> &'static str {
         match self {
-            Self::Directory(_) | Self::AutoDirectory(_) => "DIR",
+            Self::Directory(_) | Self::AutoDirectory(_) | Self::OptionalDirectory(_) => "DIR",
             Self::File(_) => "FILE",
             Self::Address(_) => "ADDRESS",
             Self::Time(..) => "TIME",
@@ -176,6 +180,9 @@ impl Slot {
             Self::Directory(field) => quote(field(config).display()),
             Self::AutoDirectory(field) => {
                 field(config).as_ref().map_or_else(|| "auto".to_owned(), |path| quote(path.display()))
+            }
+            Self::OptionalDirectory(field) => {
+                field(config).as_ref().map_or_else(|| "none".to_owned(), |path| quote(path.display()))
             }
             Self::File(field) => {
                 field(config).as_ref().map_or_else(|| "null".to_owned(), |path| quote(path.display()))
@@ -230,9 +237,10 @@ impl Raw<'_> {
         }
     }
 
-    fn auto_directory(&self) -> Option<Option<PathBuf>> {
+    /// An absolute path, or the word that stands for none.
+    fn directory_or(&self, word: &str) -> Option<Option<PathBuf>> {
         match self.text()? {
-            "auto" => Some(None),
+            text if text == word => Some(None),
             text => absolute(text).map(Some),
         }
     }

@@ -40,7 +40,7 @@ pub enum Output {
     Finding(Box<Finding>),
     /// Tell what was withheld.
     Withheld(Box<Withheld>),
-    /// This container is long gone: what the kernel counted for it can go as well.
+    /// This container is long gone: what the kernel counted for it can go as well, and what is remembered of it.
     Forget(CgroupId),
 }
 
@@ -59,6 +59,8 @@ pub struct Stats {
     pub open: usize,
     /// Detections folded into open findings.
     pub repeated: u64,
+    /// Findings of earlier runs that were found again.
+    pub recognised: u64,
     /// Rows that fell out of full tables, by table.
     pub evicted: BTreeMap<&'static str, u64>,
     /// Records judged without their container, because it did not become known in time.
@@ -148,6 +150,7 @@ impl Engine {
             processes: self.state.nr_processes(),
             open: self.open.len(),
             repeated: self.open.repeated,
+            recognised: self.open.earlier.recognised,
             evicted,
             unattributed: self.unattributed,
             checks,
@@ -276,7 +279,11 @@ impl Engine {
                     self.container_known(cgroup.id, out);
                 }
             }
-            Fact::CgroupWalkDone { started } => self.state.walked(started),
+            Fact::CgroupWalkDone { started } => {
+                self.state.walked(started);
+                let gone = self.open.earlier.walked(started, |id| self.state.container(id).is_some());
+                out.extend(gone.into_iter().map(Output::Forget));
+            }
             Fact::KubeletRecord { uid, record } => {
                 let concerned = self.state.recorded(&uid, record, self.now);
                 self.promise_changed(&concerned, out);
@@ -293,6 +300,7 @@ impl Engine {
                     out.push(Output::Withheld(Box::new(withheld)));
                 }
             }
+            Fact::Told(told) => self.open.earlier.remember(told, self.now),
         }
     }
 

@@ -31,6 +31,15 @@ pub enum Severity {
 }
 
 impl Severity {
+    /// Every severity, the lowest first.
+    pub const ALL: [Self; 5] = [Self::Info, Self::Low, Self::Medium, Self::High, Self::Critical];
+
+    /// The severity at this place of [`Severity::ALL`].
+    #[must_use]
+    pub fn of_rank(rank: u8) -> Option<Self> {
+        Self::ALL.get(usize::from(rank)).copied()
+    }
+
     /// The name used in metrics and JSON.
     #[must_use]
     pub fn name(self) -> &'static str {

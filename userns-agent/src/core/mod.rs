@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 mod context;
+mod earlier;
 mod engine;
 pub mod finding;
 mod open;

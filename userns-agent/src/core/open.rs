@@ -2,9 +2,10 @@
 
 use std::collections::BTreeMap;
 
+use super::earlier::{self, Earlier};
 use super::finding::{CallUse, CapabilityUse, Confidence, Finding, FindingId, Severity, Status};
 use super::rules::RuleId;
-use crate::event::{CgroupId, Nanos, PodUid, ProcessId, TaskEvent};
+use crate::event::{CgroupId, Nanos, PodUid, ProcessId, TaskEvent, Told};
 
 /// What a finding is about: the same rule on the same scope is the same finding.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -64,6 +65,8 @@ struct Open {
     dirty: bool,
     told: Nanos,
     container: Option<CgroupId>,
+    /// What earlier runs told of it: its counts go on from there.
+    earlier: Option<Box<Told>>,
 }
 
 /// The open findings.
@@ -71,6 +74,8 @@ struct Open {
 pub(super) struct OpenFindings {
     limit: usize,
     open: BTreeMap<(RuleId, Scope), Open>,
+    /// What earlier runs told.
+    pub(super) earlier: Earlier,
     /// Detections that were folded into an open finding.
     pub(super) repeated: u64,
     /// Open findings that fell out because there were too many.
@@ -81,7 +86,7 @@ impl OpenFindings {
     /// None open, at most `limit` to be.
     #[must_use]
     pub(super) fn new(limit: usize) -> Self {
-        Self { limit, open: BTreeMap::new(), repeated: 0, evicted: 0 }
+        Self { limit, open: BTreeMap::new(), earlier: Earlier::default(), repeated: 0, evicted: 0 }
     }
 
     /// How many are open.
@@ -90,7 +95,8 @@ impl OpenFindings {
         self.open.len()
     }
 
-    /// Takes what a rule says. Returns the finding if it is news; a repetition is kept for an update.
+    /// Takes what a rule says. Returns the finding if it is news; a repetition is kept for an update. What an
+    /// earlier run told is news only as far as there is more to it now.
     pub(super) fn take(
         &mut self,
         rule: RuleId,
@@ -104,8 +110,11 @@ impl OpenFindings {
         if self.open.len() >= self.limit {
             self.evict();
         }
+        let id = identify(rule, &detection.scope);
+        let told = self.earlier.recognise(id).map(Box::new);
+        let resumed = told.is_some().then(|| detection.clone());
         let finding = Finding {
-            id: identify(rule, &detection.scope),
+            id,
             status: Status::Opened,
             rule,
             severity: detection.severity,
@@ -122,8 +131,13 @@ impl OpenFindings {
             calls: detection.calls,
             unknown: Vec::new(),
         };
-        let told = finding.time;
-        Some(&mut self.open.entry(key).or_insert(Open { finding, dirty: false, told, container }).finding)
+        let open = Open { told: finding.time, finding, dirty: false, container, earlier: told };
+        let open = self.open.entry(key).or_insert(open);
+        if resumed.is_some_and(|detection| !open.resume(&detection)) {
+            self.repeated += 1;
+            return None;
+        }
+        Some(&mut open.finding)
     }
 
     /// Folds what a rule says into an open finding, if there is one; false if there is none.
@@ -168,20 +182,32 @@ impl OpenFindings {
     /// Closes findings about containers that are gone.
     pub(super) fn forget(&mut self, containers: &[CgroupId]) {
         self.open.retain(|_, open| open.container.is_none_or(|container| !containers.contains(&container)));
+        self.earlier.forget(containers);
     }
 }
 
 impl Open {
+    /// Continues what an earlier run told; true if the detection says anything new.
+    fn resume(&mut self, detection: &Detection) -> bool {
+        if let Some(told) = &self.earlier {
+            earlier::resume(&mut self.finding, told);
+        }
+        let news = self.merge(detection);
+        self.dirty = false;
+        news
+    }
+
     /// Folds a repetition in; true if it says anything new.
     fn merge(&mut self, detection: &Detection) -> bool {
-        let finding = &mut self.finding;
+        let (finding, earlier) = (&mut self.finding, self.earlier.as_deref());
         let reworded = !detection.why.is_empty() && detection.why != finding.why;
         let mut grew = detection.severity > finding.severity;
         for new in &detection.capabilities {
+            let count = new.count.saturating_add(earlier::capability_count(earlier, new));
             let same =
                 |old: &&mut CapabilityUse| (old.capability, old.granted) == (new.capability, new.granted);
             match finding.capabilities.iter_mut().find(same) {
-                Some(old) if old.count < new.count => (old.count, grew) = (new.count, true),
+                Some(old) if old.count < count => (old.count, grew) = (count, true),
                 Some(_) => {}
                 None => {
                     finding.capabilities.push(new.clone());
@@ -190,9 +216,10 @@ impl Open {
             }
         }
         for new in &detection.calls {
+            let count = new.count.saturating_add(earlier::call_count(earlier, new));
             let same = |old: &&mut CallUse| (old.call, old.ret) == (new.call, new.ret);
             match finding.calls.iter_mut().find(same) {
-                Some(old) if old.count < new.count => (old.count, grew) = (new.count, true),
+                Some(old) if old.count < count => (old.count, grew) = (count, true),
                 Some(_) => {}
                 None => {
                     finding.calls.push(new.clone());
@@ -201,7 +228,7 @@ impl Open {
             }
         }
         if grew {
-            finding.count += 1;
+            finding.count = finding.count.saturating_add(1);
             finding.time = finding.time.max(detection.time);
             finding.severity = finding.severity.max(detection.severity);
             if reworded {

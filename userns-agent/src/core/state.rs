@@ -77,7 +77,7 @@ pub struct Container {
 }
 
 /// How long what is gone stays resolvable.
-const KEEP_NS: u64 = 60_000_000_000;
+pub(super) const KEEP_NS: u64 = 60_000_000_000;
 /// How long an ended process stays resolvable: evidence and exits come by different rings.
 const KEEP_PROCESS_NS: u64 = 5_000_000_000;
 /// Processes on their way into one container that are followed at once.

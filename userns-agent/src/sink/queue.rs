@@ -14,11 +14,12 @@
 //! What was dropped is told in the output itself as soon as there is room, see [`Queue::take_lost`].
 
 use std::collections::{BTreeMap, VecDeque};
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
+use super::memory::Receipt;
 use crate::core::finding::{FindingId, Severity};
 use crate::event::Nanos;
 
@@ -74,6 +75,8 @@ pub struct Line {
     pub bytes: Bytes,
     /// What it is about.
     pub about: About,
+    /// What to remember once it is written.
+    pub receipt: Option<Arc<Receipt>>,
 }
 
 /// What became of a pushed line.

@@ -14,6 +14,7 @@ use super::SinkKind;
 use super::file::{self, FileError, LogFile};
 use super::json;
 use super::live::{self, Style};
+use super::memory::{Memory, Receipt};
 use super::metrics::Metrics;
 use super::queue::{About, Limits, Line, Pushed, Queue};
 use super::report::{AgentEvent, Suppressed, WallClock, boot_now};
@@ -87,6 +88,7 @@ pub struct Sinks {
     outputs: Vec<Output>,
     metrics: Arc<Metrics>,
     gone: watch::Sender<bool>,
+    memory: Option<Arc<Memory>>,
 }
 
 /// A line in each form that an output wants.
@@ -126,6 +128,7 @@ impl Sinks {
             outputs: Vec::new(),
             metrics,
             gone: watch::Sender::new(false),
+            memory: None,
         };
         for (kind, form, target) in targets {
             let queue = Arc::new(Queue::new(limits));
@@ -149,6 +152,13 @@ impl Sinks {
         Ok(sinks)
     }
 
+    /// Has every finding remembered that all outputs took.
+    #[must_use]
+    pub fn remembering(mut self, memory: Option<Arc<Memory>>) -> Self {
+        self.memory = memory;
+        self
+    }
+
     /// Tells a finding.
     pub fn finding(&self, finding: &Finding, clock: WallClock) {
         let rule = rules::rule(finding.rule);
@@ -156,21 +166,23 @@ impl Sinks {
             Status::Opened => About::Opened(finding.time, finding.severity),
             Status::Updated => About::Updated(finding.id, finding.severity),
         };
+        let memory = self.memory.as_ref();
+        let receipt = memory.and_then(|memory| Receipt::new(memory, finding, self.outputs.len()));
         let json = || self.renderer.finding(finding, rule, clock);
         let live = |style: &Style| live::format(finding, rule, style);
-        self.tell(about, clock, &json, &live);
+        self.tell(about, receipt.map(Arc::new), clock, &json, &live);
     }
 
     /// Tells about the agent itself.
     pub fn agent(&self, event: &AgentEvent, clock: WallClock) {
-        self.tell(About::Agent, clock, &|| self.renderer.agent(event, clock), &|style| {
+        self.tell(About::Agent, None, clock, &|| self.renderer.agent(event, clock), &|style| {
             live::format_agent(event, style)
         });
     }
 
     /// Tells about what was not told one by one.
     pub fn suppressed(&self, suppressed: &Suppressed, clock: WallClock) {
-        self.tell(About::Agent, clock, &|| self.renderer.suppressed(suppressed, clock), &|style| {
+        self.tell(About::Agent, None, clock, &|| self.renderer.suppressed(suppressed, clock), &|style| {
             live::format_suppressed(suppressed, style)
         });
     }
@@ -207,6 +219,7 @@ impl Sinks {
     fn tell(
         &self,
         about: About,
+        receipt: Option<Arc<Receipt>>,
         clock: WallClock,
         json: &dyn Fn() -> Result<Vec<u8>, serde_json::Error>,
         live: &dyn Fn(&Style) -> String,
@@ -228,7 +241,7 @@ impl Sinks {
                 }
             };
             if !bytes.is_empty() {
-                self.push(output, Line { bytes: bytes.clone(), about });
+                self.push(output, Line { bytes: bytes.clone(), about, receipt: receipt.clone() });
             }
         }
     }
@@ -254,7 +267,7 @@ impl Sinks {
                     live::format_suppressed(&suppressed, &Style { color, clock }).into_bytes()
                 }
             };
-            self.push(output, Line { bytes: bytes.into(), about: About::Agent });
+            self.push(output, Line { bytes: bytes.into(), about: About::Agent, receipt: None });
         }
     }
 

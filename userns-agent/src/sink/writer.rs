@@ -143,6 +143,9 @@ impl Writer {
             About::Updated(..) | About::Agent => None,
         };
         self.metrics.sink_written(self.kind, delay);
+        if let Some(receipt) = &line.receipt {
+            receipt.written();
+        }
     }
 
     fn gone(&mut self, line: &Line, error: &io::Error) {

@@ -29,6 +29,8 @@ pub(crate) struct World {
     now: u64,
     /// Everything said so far.
     pub(crate) findings: Vec<Finding>,
+    /// Containers whose memory is to go.
+    pub(crate) forgotten: Vec<CgroupId>,
     next_cgroup: u64,
 }
 
@@ -124,8 +126,13 @@ impl Actor {
 impl World {
     pub(crate) fn new() -> Self {
         let limits = Limits { grace: Duration::from_secs(2), containers: 64, processes: 1024 };
-        let mut world =
-            Self { engine: Engine::new(limits), now: SECOND, findings: Vec::new(), next_cgroup: 1000 };
+        let mut world = Self {
+            engine: Engine::new(limits),
+            now: SECOND,
+            findings: Vec::new(),
+            forgotten: Vec::new(),
+            next_cgroup: 1000,
+        };
         world.fact(Fact::RuntimeImages(vec![RUNC]));
         world
     }
@@ -133,14 +140,21 @@ impl World {
     pub(crate) fn input(&mut self, input: Input) {
         let mut out = Vec::new();
         self.engine.handle(input, &mut out);
-        self.findings.extend(out.into_iter().filter_map(|output| match output {
-            Output::Finding(finding) => Some(*finding),
-            Output::Withheld(_) | Output::Forget(_) => None,
-        }));
+        for output in out {
+            match output {
+                Output::Finding(finding) => self.findings.push(*finding),
+                Output::Withheld(_) => {}
+                Output::Forget(container) => self.forgotten.push(container),
+            }
+        }
     }
 
     pub(crate) fn engine(&self) -> &Engine {
         &self.engine
+    }
+
+    pub(crate) fn now(&self) -> Nanos {
+        Nanos(self.now)
     }
 
     pub(crate) fn fact(&mut self, fact: Fact) {

@@ -14,7 +14,7 @@ use anyhow::{Context as _, Result, anyhow, bail};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
-use super::{Lab, Response, http};
+use super::{Lab, Response, http, ids};
 
 /// Loading the programs takes their verification, which a slow machine feels.
 const READY_TIMEOUT: Duration = Duration::from_secs(60);
@@ -85,7 +85,8 @@ struct Received {
 }
 
 impl Agent {
-    /// Starts `bin` against `lab` and waits until it says that it is ready.
+    /// Starts `bin` against `lab` and waits until it says that it is ready. It remembers nothing of earlier agents,
+    /// unless `extra_args` name a `--state-dir`.
     ///
     /// # Errors
     ///
@@ -98,6 +99,9 @@ impl Agent {
         let runtimes =
             [&lab.runtimes().runc.path, &lab.runtimes().crun.path].map(|path| path.display().to_string());
         command.arg("--runtime-paths").arg(runtimes.join(","));
+        if !extra_args.contains(&"--state-dir") {
+            command.arg("--state-dir").arg(lab.file(&format!("state-{}", ids::lab_id()?)));
+        }
         command.args(extra_args);
         Self::spawn(command, lab.file("agent.log"), READY_TIMEOUT)
     }
@@ -194,6 +198,18 @@ impl Agent {
     pub fn http_get(&self, path: &str) -> Result<Response> {
         let address = self.listen.as_deref().context("the agent's ready line has no field `listen`")?;
         http::get(address, path)
+    }
+
+    /// Kills the agent with SIGKILL, as a node does that is out of memory. What it wrote until then is complete.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be killed or waited for.
+    pub fn kill(mut self) -> Result<Stopped> {
+        self.child.kill().context("cannot kill the agent")?;
+        self.child.wait().context("cannot wait for the agent")?;
+        let status = self.end()?;
+        Ok(Stopped { status, lines: self.lines() })
     }
 
     /// Ends the agent as a node does: SIGTERM, and SIGKILL if it has not ended after ten seconds.
@@ -303,6 +319,14 @@ mod tests {
         assert_eq!(lines[1], "no json");
         assert_eq!(lines[3]["state"], "stopping");
         assert!(stopped.lines.windows(2).all(|pair| pair[0].at <= pair[1].at));
+    }
+
+    #[test]
+    fn a_killed_agent_leaves_what_it_wrote() {
+        let agent = fake("killed", &format!("trap '' TERM; {READY}; {FINDING}; exec sleep 60")).unwrap();
+        agent.wait_for(|line| line.is_event("finding"), Duration::from_secs(20)).unwrap();
+        let stopped = agent.kill().unwrap();
+        assert_eq!((stopped.status.code(), stopped.lines.len()), (None, 2));
     }
 
     #[test]

@@ -57,7 +57,7 @@ pub(super) fn container_id() -> Result<String> {
     Ok(hex(&random::<32>()?))
 }
 
-/// 16 random hexadecimal digits, naming one lab.
+/// 16 random hexadecimal digits, naming one lab or what belongs to one agent.
 pub(super) fn lab_id() -> Result<String> {
     Ok(hex(&random::<8>()?))
 }

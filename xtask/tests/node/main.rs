@@ -7,6 +7,8 @@
 mod cli;
 mod cost;
 mod day;
+mod leftovers;
+mod restart;
 mod rounds;
 mod setting;
 

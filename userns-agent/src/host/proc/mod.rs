@@ -258,6 +258,17 @@ impl ProcFs {
         link.to_str().and_then(parse_namespace).ok_or(ProcError::Parse { path, source })
     }
 
+    /// The kernel's id of this boot, a UUID (drivers/char/random.c, `boot_id`).
+    ///
+    /// # Errors
+    ///
+    /// [`ProcError::Read`]
+    pub fn boot_id(&self) -> Result<String, ProcError> {
+        let path = self.root.join("sys/kernel/random/boot_id");
+        let text = std::fs::read_to_string(&path).map_err(|source| ProcError::Read { path, source })?;
+        Ok(text.trim_end().to_owned())
+    }
+
     fn path(&self, pid: u32, name: &str) -> PathBuf {
         self.root.join(pid.to_string()).join(name)
     }

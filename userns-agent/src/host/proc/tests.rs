@@ -41,6 +41,15 @@ fn the_root_is_injected_everywhere() {
 }
 
 #[test]
+fn the_boot_has_an_id() {
+    let (dir, proc) = fake();
+    assert!(proc.boot_id().unwrap_err().to_string().contains("random/boot_id"));
+    std::fs::create_dir_all(dir.path().join("sys/kernel/random")).unwrap();
+    std::fs::write(dir.path().join("sys/kernel/random/boot_id"), "2f1f4f1a-7c11\n").unwrap();
+    assert_eq!(proc.boot_id().unwrap(), "2f1f4f1a-7c11");
+}
+
+#[test]
 fn start_times_are_compared_within_a_tick() {
     let (_dir, proc) = fake();
     let process = proc.process(812).unwrap();

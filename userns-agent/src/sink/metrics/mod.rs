@@ -103,6 +103,9 @@ impl Metrics {
             self.families.http_rejected.with_label_values(&[reason]);
         }
         self.findings_suppressed("repeated", 0);
+        for operation in ["read", "write", "full"] {
+            self.families.state_errors.with_label_values(&[operation]);
+        }
     }
 
     fn opened(&self, rule: RuleId, severity: Severity) -> IntCounter {
@@ -122,6 +125,16 @@ impl Metrics {
     /// Detections not told, so far, by reason.
     pub fn findings_suppressed(&self, reason: &'static str, total: u64) {
         raise(&self.families.findings_suppressed, &[reason], total);
+    }
+
+    /// Findings of earlier runs found again so far.
+    pub fn findings_recognised(&self, total: u64) {
+        raise_to(&self.families.findings_recognised, total);
+    }
+
+    /// The memory of what was told could not be read, written, or kept whole.
+    pub fn state_error(&self, operation: &'static str) {
+        self.families.state_errors.with_label_values(&[operation]).inc();
     }
 
     /// Pods known that were promised this.

@@ -154,7 +154,12 @@ const fn label(name: &'static str, values: &'static str) -> Label {
 
 const RULE: Label = label("rule", "id of a rule, see rules.md");
 const SEVERITY: Label = label("severity", "`info`, `low`, `medium`, `high`, `critical`");
-const SUPPRESSED: Label = label("reason", "`repeated`: folded into an open finding");
+const SUPPRESSED: Label =
+    label("reason", "`repeated`: folded into an open finding, or told by an earlier run");
+const STATE_OPERATION: Label = label(
+    "operation",
+    "`read`: a memory of earlier runs, or a part of it, of no use; `write`; `full`: the oldest of too many was given up",
+);
 const PROMISE: Label = label("promise", "`user_namespace`, `host_users`, `unknown`");
 const RELATION: Label = label(
     "relation",
@@ -190,6 +195,11 @@ table! {
     findings_suppressed: IntCounterVec =
         counter("userns_findings_suppressed_total", "Detections not told as findings of their own")
             .by(&[SUPPRESSED]);
+    findings_recognised: IntCounter =
+        counter("userns_findings_recognised_total", "Findings found again that an earlier run had told");
+    state_errors: IntCounterVec =
+        counter("userns_state_errors_total", "Failures of the state directory; findings may be told again as new")
+            .by(&[STATE_OPERATION]);
     pods: IntGaugeVec = gauge("userns_pods", "Pods known, by what they were promised").by(&[PROMISE]);
     containers: IntGauge = gauge("userns_containers", "Live containers known");
     processes: IntGauge = gauge("userns_processes_tracked", "Processes known");

@@ -85,6 +85,7 @@ fn what_can_be_known_beforehand_exists_at_zero() {
         "userns_capability_checks_total{relation=\"host\",verdict=\"denied\"}",
         "userns_sink_errors_total{sink=\"file\"}",
         "userns_http_rejected_total{reason=\"timeout\"}",
+        "userns_state_errors_total{operation=\"write\"}",
         "userns_records_unattributed_total",
     ] {
         assert_eq!(value(&metrics, series), Some(0.0), "{series}");

@@ -3,7 +3,7 @@
 use super::*;
 
 fn line(about: About, len: usize) -> Line {
-    Line { bytes: Bytes::from(vec![b'x'; len]), about }
+    Line { bytes: Bytes::from(vec![b'x'; len]), about, receipt: None }
 }
 
 fn opened(severity: Severity) -> About {

@@ -83,6 +83,34 @@ fn every_output_gets_every_line_in_order() {
 }
 
 #[test]
+fn a_finding_is_remembered_when_the_slowest_output_has_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let metrics = metrics();
+    let open = || Memory::open(&dir.path().join("state"), "boot", Arc::clone(&metrics)).unwrap();
+    let (reader, mut targets) = piped(Form::Json);
+    targets.push(filed(&dir.path().join("out.jsonl")));
+    let sinks = sinks(targets, &metrics).remembering(Some(Arc::new(open().0)));
+    // more than a pipe holds, so that standard output is stuck with most of them
+    for number in 0..100 {
+        sinks.finding(&numbered(number, Severity::High), sample::CLOCK);
+    }
+    let start = Instant::now();
+    while value(&metrics, "userns_sink_written_total{sink=\"file\"}") < 100.0 && start.elapsed() < LONG {
+        thread::sleep(Duration::from_millis(5));
+    }
+    let Drained { lost } = sinks.drain(Duration::from_millis(100));
+    let written = value(&metrics, "userns_sink_written_total{sink=\"stdout\"}");
+    assert!(lost > 50 && written > 1.0, "{lost} {written}");
+    drop((sinks, reader));
+    // the stuck writer ends with the pipe, and with it the lock on the directory
+    while Memory::open(&dir.path().join("state"), "boot", Arc::clone(&metrics)).is_err() {
+        assert!(start.elapsed() < LONG);
+        thread::sleep(Duration::from_millis(5));
+    }
+    assert_eq!(open().1.len() as f64, written);
+}
+
+#[test]
 fn the_live_view_tells_updates_as_such() {
     let metrics = metrics();
     let (reader, targets) = piped(Form::Live { color: false });
