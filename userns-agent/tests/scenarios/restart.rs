@@ -3,7 +3,7 @@
 use userns_agent::core::finding::{Finding, Severity, Status};
 use userns_agent::core::rules::RuleId;
 use userns_agent::event::{
-    CgroupId, Fact, Hook, Nanos, Operation, Relation, Told, ToldCall, ToldCapability, origin, reason,
+    CgroupId, Extent, Fact, Hook, Nanos, Operation, Relation, Told, ToldCall, ToldCapability, origin, reason,
 };
 
 use super::world::{Actor, MS, SECOND, SLEEP, World};
@@ -107,23 +107,30 @@ fn a_known_finding_that_is_worse_now_is_updated() {
     let container = first.honest_start(1, 50, 7, BASE);
     let thief = |id| {
         let mut thief = Actor::inside(51, 7, BASE);
+        let mut ns = thief.0.task.userns;
+        ns.uid_map.nr_extents = 2;
+        ns.uid_map.extents[1] = Extent { first: 65_536, lower_first: 131_072, count: 1 };
+        (thief.0.task.userns, thief.0.task.pod_userns) = (ns, Some(ns));
         thief.0.task.ids.euid = id;
         thief
     };
-    first.suspect(container, &thief(70_000), Hook::Exit, reason::ID_OUTSIDE_MAP);
-    assert_eq!(first.only(RuleId::I4).severity, Severity::High);
+    let in_the_map_only = thief(131_072);
+    first.suspect(container, &in_the_map_only, Hook::Exit, reason::ID_OUTSIDE_MAP);
+    assert_eq!(first.opened(RuleId::I4)[0].severity, Severity::High);
     let mut second = restarted(&first);
     second.recorded(1, BASE);
     let container = second.honest_start(1, 50, 7, BASE);
-    second.suspect(container, &thief(70_000), Hook::Exit, reason::ID_OUTSIDE_MAP);
+    second.suspect(container, &in_the_map_only, Hook::Exit, reason::ID_OUTSIDE_MAP);
     second.silent();
     let mut third = restarted(&first);
     third.recorded(1, BASE);
     let container = third.honest_start(1, 50, 7, BASE);
     third.suspect(container, &thief(0), Hook::Exit, reason::ID_OUTSIDE_MAP);
-    let update = &third.findings[0];
+    let is_i4 = |finding: &&Finding| finding.rule == RuleId::I4;
+    let update = third.findings.iter().find(is_i4).unwrap();
     assert_eq!((update.status, update.severity, update.count), (Status::Updated, Severity::Critical, 2));
-    assert_eq!((update.id, update.first), (first.findings[0].id, first.findings[0].first));
+    let told = first.findings.iter().find(is_i4).unwrap();
+    assert_eq!((update.id, update.first), (told.id, told.first));
     assert!(update.pod.is_some() && update.why.contains("euid 0"), "{update:?}");
 }
 
