@@ -62,6 +62,8 @@ impl Kernel {
             userns_inum: 7,
             userns: 0xffff_0000_dead_0000,
             container: 4711,
+            // its namespaces are the host's, and are not what is looked at here
+            foreign: u32::MAX,
             ..Lineage::default()
         };
         let made_up = Tracked { lineage, ..Tracked::default() };

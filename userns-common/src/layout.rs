@@ -28,7 +28,7 @@ const _: () = {
     assert!(size_of::<Ids>() == 32);
     assert!(size_of::<CapSets>() == 40);
     assert!(size_of::<Lineage>() == 64);
-    assert!(size_of::<Tracked>() == size_of::<Lineage>() + 40);
+    assert!(size_of::<Tracked>() == size_of::<Lineage>() + 64);
     assert!(size_of::<Budget>() == 32);
     assert!(size_of::<Image>() == 16);
     assert!(size_of::<Namespaces>() == 24);

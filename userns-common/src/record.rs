@@ -140,6 +140,14 @@ pub struct Tracked {
     pub pending: u64,
     /// When these were last moved to the table, in jiffies.
     pub moved: u64,
+    /// User namespace of the credentials then: its address, compared and never followed.
+    pub last_userns: u64,
+    /// The user namespace that they were asked over, likewise.
+    pub last_target: u64,
+    /// The system call in flight where it matters, else -1.
+    pub last_syscall: i32,
+    /// The capability, and the verdict in the ninth bit.
+    pub last_capability: u32,
     /// Between entry and return of `cap_capable`, where these are hooked apart: the credentials asked with.
     pub asked_cred: u64,
     /// The user namespace asked over.

@@ -135,6 +135,14 @@ impl Task {
         UserNs::from_arg(unsafe { follow(self.real_cred(), setting!(offsets.cred_user_ns)) })
     }
 
+    /// Whether `cred` are its objective credentials, and `userns` the address of their user namespace.
+    #[inline(always)]
+    pub(crate) fn acts_as(self, cred: *const c_void, userns: u64) -> bool {
+        let real = self.real_cred();
+        // SAFETY: typed pointer, offset from BTF.
+        cred == real && unsafe { follow::<u64>(real, setting!(offsets.cred_user_ns)) } == userns
+    }
+
     /// Ids of the objective credentials.
     #[inline(always)]
     pub(crate) fn ids(self) -> Ids {
@@ -244,8 +252,18 @@ impl Task {
     /// Gives it a lineage.
     #[inline(always)]
     pub(crate) fn set_lineage(self, lineage: Lineage) -> Option<&'static mut Lineage> {
-        let mut value =
-            Tracked { lineage, pending: 0, moved: 0, asked_cred: 0, asked_target: 0, asked_capability: 0 };
+        let mut value = Tracked {
+            lineage,
+            pending: 0,
+            moved: 0,
+            last_userns: 0,
+            last_target: 0,
+            last_syscall: 0,
+            last_capability: 0,
+            asked_cred: 0,
+            asked_target: 0,
+            asked_capability: 0,
+        };
         // SAFETY: as above; the initial value is copied.
         let stored = unsafe {
             bpf_task_storage_get(

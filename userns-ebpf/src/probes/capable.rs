@@ -105,6 +105,10 @@ fn asked<const TYPED: bool>(
     capability: u32,
     ret: i32,
 ) {
+    let asked = Asked { target: target.address(), capability: capability | u32::from(ret != 0) << 8 };
+    if put_off(task, tracked, cred, asked) {
+        return;
+    }
     if cred != task.real_cred() {
         count(Counter::ChecksOverridden);
         return;
@@ -127,10 +131,10 @@ fn asked<const TYPED: bool>(
     }
     let granted_over_host = over_host && ret == 0 && !accounting && is_use(lineage, capability);
     let kind = Kind::new(capability, relation, ret, lineage);
-    if found.is_nothing() && !granted_over_host && put_off(tracked, kind) {
-        return;
-    }
     let first = !accounting && counted(task, tracked, kind, syscall);
+    if !accounting && !granted_over_host && found.is_nothing() {
+        put_off_the_next(task, tracked, kind, asked, syscall);
+    }
     let attempt = first && over_host && ret != 0 && is_attempt(&tracked.lineage, capability, syscall);
     let told = granted_over_host || attempt;
     if !told {
@@ -213,13 +217,25 @@ fn contains(set: &'static SyscallSet, number: i32) -> bool {
     maps::load(&set.words[word]) >> (number % 64) & 1 != 0
 }
 
-/// Keeps a check with the task if it is like the one before: no message, no table. False if it has to be counted now,
-/// because it is of another kind, or too many have been kept or for too long.
+/// What distinguishes a check from the one before.
+#[derive(Clone, Copy)]
+struct Asked {
+    target: u64,
+    /// With the verdict in the ninth bit.
+    capability: u32,
+}
+
+/// Keeps a check with the task if it is like the one before, by a task whose credentials are as they should be: no
+/// message, no table. False if it has to be looked at.
 #[inline(always)]
-fn put_off(tracked: &mut Tracked, kind: Kind) -> bool {
+fn put_off(task: Task, tracked: &mut Tracked, cred: *const c_void, asked: Asked) -> bool {
     let pending = tracked.pending;
-    if (pending >> 32) as u32 != kind.0
+    if pending == 0
+        || tracked.last_capability != asked.capability
+        || tracked.last_target != asked.target
         || pending as u32 >= MAX_PENDING_CHECKS
+        || !task.acts_as(cred, tracked.last_userns)
+        || tracked.last_syscall >= 0 && tracked.last_syscall != task.syscall()
         || task::jiffies().wrapping_sub(tracked.moved) > PENDING_JIFFIES
     {
         return false;
@@ -228,18 +244,27 @@ fn put_off(tracked: &mut Tracked, kind: Kind) -> bool {
     unsafe { maps::replace(&raw mut tracked.pending, pending, pending + 1) }
 }
 
-/// Counts a check in the table, together with those kept until now; true if it is the first of its row. Checks of its
-/// kind are kept from now on.
+/// Has checks like this one kept with the task from now on. Not those of a runtime at work, which changes.
+#[inline(always)]
+fn put_off_the_next(task: Task, tracked: &mut Tracked, kind: Kind, asked: Asked, syscall: i32) {
+    if tracked.lineage.flags & (flag::WORKLOAD | flag::ENDING) != flag::WORKLOAD {
+        return;
+    }
+    tracked.moved = task::jiffies();
+    tracked.last_userns = task.user_ns().address();
+    tracked.last_target = asked.target;
+    tracked.last_capability = asked.capability;
+    tracked.last_syscall = syscall;
+    // SAFETY: a live value.
+    unsafe { maps::exchange(&raw mut tracked.pending, u64::from(kind.0) << 32) };
+}
+
+/// Counts a check in the table, after those kept until now; true if it is the first of its row.
 #[inline(always)]
 fn counted(task: Task, tracked: &mut Tracked, kind: Kind, syscall: i32) -> bool {
     settle(task, tracked);
     let first = aggregate(&kind.key(tracked.lineage.container), 1, task, syscall);
     count(Counter::ChecksAggregated);
-    if tracked.lineage.flags & flag::ENDING == 0 {
-        tracked.moved = task::jiffies();
-        // SAFETY: a live value.
-        unsafe { maps::exchange(&raw mut tracked.pending, u64::from(kind.0) << 32) };
-    }
     first
 }
 

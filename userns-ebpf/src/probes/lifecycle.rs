@@ -67,8 +67,12 @@ fn born(parent: Task, child: Task) {
 fn sched_process_exec(ctx: BtfTracePointContext) -> i32 {
     let task = Task::from_arg(ctx.arg::<*const c_void>(0));
     let bprm: *const c_void = ctx.arg(2);
-    let lineage = match task.lineage() {
-        Some(lineage) => lineage,
+    let lineage = match task.tracked() {
+        Some(tracked) => {
+            // what is counted from now on is another program's
+            capable::settle(task, tracked);
+            &mut tracked.lineage
+        }
         None => {
             let Some(watched) = lineage::watched(task.cgroup().id()) else { return 0 };
             let Some(lineage) = lineage::begin(task, &watched, origin::ADOPTED, 0) else { return 0 };
