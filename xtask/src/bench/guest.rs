@@ -5,7 +5,13 @@ use std::{fmt, path::Path, process::Command};
 use anyhow::{Context as _, Result};
 use serde::{Deserialize, Serialize};
 
-use super::{empty::Mechanism, node::Node, operation::Operation, worker::Worker};
+use super::{
+    bpftrace::{self, Bpftrace},
+    empty::Mechanism,
+    node::Node,
+    operation::Operation,
+    worker::Worker,
+};
 use crate::{
     lab::{Capabilities, ContainerSpec, Pod, PodSpec},
     process,
@@ -35,6 +41,8 @@ pub(super) enum Setup {
     Alone,
     /// A program that does nothing, by the mechanism of this name.
     Empty(String),
+    /// A script for bpftrace that prints both namespaces.
+    Bpftrace,
     /// The agent; its capability checks by the mechanism of this name.
     Agent(String),
 }
@@ -75,6 +83,7 @@ impl fmt::Display for Setup {
         match self {
             Self::Alone => f.write_str("no program"),
             Self::Empty(mechanism) => write!(f, "empty, {mechanism}"),
+            Self::Bpftrace => f.write_str("bpftrace script, fentry"),
             Self::Agent(mechanism) => write!(f, "agent, {mechanism}"),
         }
     }
@@ -126,6 +135,9 @@ pub(super) fn measure() -> Result<()> {
             Ok(_attached) => workers.checks(&Setup::Empty(mechanism.name().to_owned()))?,
             Err(error) => tell(&missing(&format!("empty {}", mechanism.name()), &error))?,
         }
+    }
+    if let Some(missing) = workers.with_bpftrace(work)? {
+        tell(&missing)?;
     }
     let used = with_agent(&node, &[], |setup| workers.all(setup))?;
     let help = process::stdout(Command::new(&node.agent).args(["run", "--help"]))?;
@@ -198,6 +210,19 @@ impl Workers {
     /// Those that are capability checks.
     fn checks(&mut self, setup: &Setup) -> Result<()> {
         self.measure(setup, Operation::checks_of)
+    }
+
+    /// The checks while bpftrace prints each; what is missing if it cannot.
+    fn with_bpftrace(&mut self, work: &Path) -> Result<Option<Message>> {
+        if !Path::new("/usr/bin").join(bpftrace::PROGRAM).exists() {
+            return Ok(None);
+        }
+        let Some((_, worker)) = self.workers.first_mut() else { return Ok(None) };
+        let provoke = || worker.repeat(Operation::OwnCheck, 1).map(drop);
+        match Bpftrace::start(&work.join("bpftrace"), provoke) {
+            Ok(_running) => self.checks(&Setup::Bpftrace).map(|()| None),
+            Err(error) => Ok(Some(missing(bpftrace::PROGRAM, &error))),
+        }
     }
 
     fn measure(&mut self, setup: &Setup, operations: fn(Place) -> &'static [Operation]) -> Result<()> {

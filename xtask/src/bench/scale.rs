@@ -26,18 +26,18 @@ pub(super) struct Point {
     pub(super) inside: u32,
     pub(super) outside: u32,
     /// Milliseconds from the start of the process until it answers over HTTP, which is when all is attached.
-    attached: Spread,
+    pub(super) attached: Spread,
     /// Milliseconds until it is ready.
-    ready: Spread,
+    pub(super) ready: Spread,
     /// Milliseconds of CPU time until then.
-    start: Spread,
+    pub(super) start: Spread,
     /// MiB.
     pub(super) resident: f64,
-    maps: f64,
+    pub(super) maps: f64,
     /// Milliseconds that a sweep takes.
     pub(super) sweep: f64,
     /// Milliseconds of CPU time for each sweep and all else that is done in a second.
-    cpu: f64,
+    pub(super) cpu: f64,
 }
 
 /// Every size, smallest first.

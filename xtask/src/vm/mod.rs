@@ -144,7 +144,7 @@ pub fn matrix(
     })?;
     let disk = steps.step("disk", "agent, tests and runtimes on a file system for the guests", || {
         let files = [(agent, "userns-agent"), (tests.as_path(), "node")];
-        let content = image::Content { files: &files, settings: options.settings() };
+        let content = image::Content { files: &files, packages: &[], settings: options.settings() };
         image::make(&cache, &dir, &content, &kernels)
     })?;
     let machine = Machine { qemu, disk, dir };
