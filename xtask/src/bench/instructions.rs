@@ -87,7 +87,7 @@ impl Counted {
 
     /// The mechanism that the agent chose by itself: with that every operation was measured.
     pub(super) fn mechanism(&self) -> Option<String> {
-        self.cells.get(&(Place::Host, Operation::Getppid))?.keys().find_map(|setup| match setup {
+        self.cells.get(&(Place::Host, Operation::Open))?.keys().find_map(|setup| match setup {
             Setup::Agent(mechanism) => Some(mechanism.clone()),
             Setup::Alone | Setup::Empty(_) | Setup::Bpftrace => None,
         })
