@@ -2,10 +2,16 @@
 
 use std::{fmt, path::Path, process::Command};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use serde::{Deserialize, Serialize};
 
-use super::{empty::Mechanism, node::Node, operation::Operation, worker::Worker};
+use super::{
+    bpftrace::{self, Bpftrace},
+    empty::Mechanism,
+    node::Node,
+    operation::Operation,
+    worker::Worker,
+};
 use crate::{
     lab::{Capabilities, ContainerSpec, Pod, PodSpec},
     process,
@@ -35,6 +41,8 @@ pub(super) enum Setup {
     Alone,
     /// A program that does nothing, by the mechanism of this name.
     Empty(String),
+    /// A script for bpftrace that prints both namespaces.
+    Bpftrace,
     /// The agent; its capability checks by the mechanism of this name.
     Agent(String),
 }
@@ -61,10 +69,12 @@ impl Operation {
         }
     }
 
-    /// Of these the capability checks. Only in a pod of its own user namespace are there two kinds.
+    /// What depends on how the hooks are attached: capability checks, of which a pod with a user namespace has two
+    /// kinds, and a call that asks for nothing.
     const fn checks_of(place: Place) -> &'static [Self] {
         match place {
-            Place::Host | Place::HostUsersPod => &[Self::OwnCheck],
+            Place::Host => &[Self::OwnCheck, Self::Getppid],
+            Place::HostUsersPod => &[Self::OwnCheck],
             Place::Pod => &[Self::OwnCheck, Self::HostCheck],
         }
     }
@@ -75,6 +85,7 @@ impl fmt::Display for Setup {
         match self {
             Self::Alone => f.write_str("no program"),
             Self::Empty(mechanism) => write!(f, "empty, {mechanism}"),
+            Self::Bpftrace => f.write_str("bpftrace script, fentry"),
             Self::Agent(mechanism) => write!(f, "agent, {mechanism}"),
         }
     }
@@ -127,14 +138,16 @@ pub(super) fn measure() -> Result<()> {
             Err(error) => tell(&missing(&format!("empty {}", mechanism.name()), &error))?,
         }
     }
-    let used = with_agent(&node, &[], |setup| workers.all(setup))?;
+    if let Some(missing) = workers.with_bpftrace(work)? {
+        tell(&missing)?;
+    }
+    let used = with_agent(&node, None, |setup| workers.all(setup))?;
     let help = process::stdout(Command::new(&node.agent).args(["run", "--help"]))?;
     if !help.contains(CHOICE) {
         return tell(&Message::Missing(format!("agent, other than {used}: it has no {CHOICE}")));
     }
     for mechanism in Mechanism::ALL.map(Mechanism::name).into_iter().filter(|name| *name != used) {
-        let wanted = [CHOICE, mechanism];
-        let measured = with_agent(&node, &wanted, |setup| workers.checks(setup));
+        let measured = with_agent(&node, Some(mechanism), |setup| workers.checks(setup));
         if let Err(error) = measured {
             tell(&missing(&format!("agent {mechanism}"), &error))?;
         }
@@ -142,11 +155,18 @@ pub(super) fn measure() -> Result<()> {
     Ok(())
 }
 
-/// Starts the agent, measures, and returns the name of the mechanism that it used.
-fn with_agent(node: &Node, extra: &[&str], measure: impl FnOnce(&Setup) -> Result<()>) -> Result<String> {
-    let agent = node.agent(extra)?;
+/// Starts the agent, measures, and returns the name of the mechanism that it used. Without the one that is wanted,
+/// nothing is measured.
+fn with_agent(
+    node: &Node,
+    wanted: Option<&str>,
+    measure: impl FnOnce(&Setup) -> Result<()>,
+) -> Result<String> {
+    let choice: Vec<&str> = wanted.into_iter().flat_map(|mechanism| [CHOICE, mechanism]).collect();
+    let agent = node.agent(&choice)?;
     let metrics = agent.http_get("/metrics")?.body;
     let used = mechanism(&metrics).context("the agent has no program at capability checks")?;
+    ensure!(wanted.is_none_or(|wanted| wanted == used), "the agent uses {used} instead");
     measure(&Setup::Agent(used.clone()))?;
     agent.stop()?;
     Ok(used)
@@ -161,8 +181,8 @@ fn mechanism(metrics: &str) -> Option<String> {
 
 fn missing(what: &str, error: &anyhow::Error) -> Message {
     let why = format!("{error:#}");
-    let said = [why.lines().next(), why.lines().skip(1).last()];
-    Message::Missing(format!("{what}: {}", said.into_iter().flatten().collect::<Vec<_>>().join(" … ")))
+    // of an agent that does not start, what it said last
+    Message::Missing(format!("{what}: {}", why.lines().last().unwrap_or_default()))
 }
 
 #[expect(clippy::print_stdout, reason = "the host reads it")]
@@ -195,9 +215,22 @@ impl Workers {
         self.measure(setup, Operation::of)
     }
 
-    /// Those that are capability checks.
+    /// Those that depend on how the hooks are attached.
     fn checks(&mut self, setup: &Setup) -> Result<()> {
         self.measure(setup, Operation::checks_of)
+    }
+
+    /// The checks while bpftrace prints each; what is missing if it cannot.
+    fn with_bpftrace(&mut self, work: &Path) -> Result<Option<Message>> {
+        if !Path::new("/usr/bin").join(bpftrace::PROGRAM).exists() {
+            return Ok(None);
+        }
+        let Some((_, worker)) = self.workers.first_mut() else { return Ok(None) };
+        let provoke = || worker.repeat(Operation::OwnCheck, 1).map(drop);
+        match Bpftrace::start(&work.join("bpftrace"), provoke) {
+            Ok(_running) => self.checks(&Setup::Bpftrace).map(|()| None),
+            Err(error) => Ok(Some(missing(bpftrace::PROGRAM, &error))),
+        }
     }
 
     fn measure(&mut self, setup: &Setup, operations: fn(Place) -> &'static [Operation]) -> Result<()> {

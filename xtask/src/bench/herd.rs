@@ -83,6 +83,11 @@ impl Herd {
         Ok(())
     }
 
+    /// Whether the pod with this UID is one of them.
+    pub(super) fn has(&self, uid: &str) -> bool {
+        self.pods.iter().any(|pod| pod.uid() == uid)
+    }
+
     /// How many pods there are, and how many tasks in and outside of them.
     pub(super) fn size(&self) -> (usize, u32, u32) {
         let tasks = |members: &[Member]| members.iter().map(|member| member.threads).sum();

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, fmt::Write as _};
 use anyhow::Result;
 
 use super::{
-    Programs,
+    Programs, bpftrace,
     guest::{self, Message, Place, Sample, Setup},
     operation::Operation,
 };
@@ -36,13 +36,15 @@ pub(super) fn count(
     workspace: &Workspace,
     programs: &Programs,
     kernels: &[String],
+    with_bpftrace: bool,
 ) -> Result<Vec<Counted>> {
     let files = [
         (programs.agent.as_path(), guest::AGENT),
         (programs.empty.as_path(), guest::OBJECT),
         (programs.bench.as_path(), guest::PROGRAM),
     ];
-    let job = Job { kernels, name: "bench", files: &files };
+    let packages: &[&str] = if with_bpftrace { &[bpftrace::PROGRAM] } else { &[] };
+    let job = Job { kernels, name: "bench", files: &files, packages };
     let mut counted: Vec<Counted> = Vec::new();
     vm::count_instructions(steps, workspace, &job, |kernel, line| {
         if counted.last().is_none_or(|last| last.kernel != kernel) {
@@ -78,11 +80,24 @@ impl Counted {
         Some(values.iter().sum::<f64>() / values.len() as f64)
     }
 
+    /// What a set-up adds to the operation alone.
+    pub(super) fn added(&self, place: Place, operation: Operation, setup: &Setup) -> Option<f64> {
+        Some(self.mean(place, operation, setup)? - self.mean(place, operation, &Setup::Alone)?)
+    }
+
+    /// The mechanism that the agent chose by itself: with that every operation was measured.
+    pub(super) fn mechanism(&self) -> Option<String> {
+        self.cells.get(&(Place::Host, Operation::Open))?.keys().find_map(|setup| match setup {
+            Setup::Agent(mechanism) => Some(mechanism.clone()),
+            Setup::Alone | Setup::Empty(_) | Setup::Bpftrace => None,
+        })
+    }
+
     /// Every cell: the mean, how far the repetitions are apart, what the set-up adds to the operation alone, and what
     /// the agent adds to an empty program at the same hook.
     pub(super) fn table(&self) -> String {
         let mut text = format!(
-            "Linux {}: instructions per operation\n\n| where | operation | with | instructions | ± | added | above empty |\n\
+            "### Linux {}\n\n| where | operation | with | instructions | ± | added | above empty |\n\
              | --- | --- | --- | ---: | ---: | ---: | ---: |\n",
             self.kernel
         );
@@ -96,7 +111,7 @@ impl Counted {
                     Setup::Agent(mechanism) => {
                         mean(&Setup::Empty(mechanism.clone())).map(|empty| value - empty)
                     }
-                    Setup::Alone | Setup::Empty(_) => None,
+                    Setup::Alone | Setup::Empty(_) | Setup::Bpftrace => None,
                 };
                 let cell = |value: Option<f64>| value.map(|value| format!("{value:+.0}")).unwrap_or_default();
                 let _ = writeln!(

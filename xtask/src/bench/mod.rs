@@ -4,11 +4,11 @@
 //! | --- | --- |
 //! | `operation`, `worker` | what is repeated, and the processes that repeat it |
 //! | `node`, `herd` | the lab to measure on; pods by the hundred |
-//! | `empty` | programs that do nothing, for comparison |
+//! | `empty`, `bpftrace` | programs that do nothing, and a script, for comparison |
 //! | `guest`, `instructions` | instructions per operation: in a guest, and its table |
 //! | `programs`, `storm`, `delays`, `flood`, `scale` | what is measured on the running kernel, one part each |
 //! | `stats`, `usage`, `scrape`, `machine` | figures, and where they come from |
-//! | `page` | docs/benchmarks.md |
+//! | `page`, `plot` | docs/benchmarks.md and its figures |
 //! | [`inside`] | the statically linked program for guests and containers |
 
 use std::path::PathBuf;
@@ -23,6 +23,7 @@ use crate::{
     workspace::{Profile, Workspace},
 };
 
+mod bpftrace;
 mod delays;
 mod empty;
 mod flood;
@@ -34,6 +35,7 @@ mod machine;
 mod node;
 mod operation;
 mod page;
+mod plot;
 mod programs;
 mod scale;
 mod scrape;
@@ -61,6 +63,9 @@ pub struct Options {
     /// Kernel lines in whose guests instructions are counted
     #[arg(long, value_delimiter = ',', default_values = KERNELS)]
     kernel: Vec<String>,
+    /// Compare with bpftrace too, which makes the guests' disk 200 MB larger; done anyway without `--only`
+    #[arg(long)]
+    bpftrace: bool,
     /// This agent instead of building one
     #[arg(long, value_name = "FILE")]
     agent: Option<PathBuf>,
@@ -122,14 +127,15 @@ pub fn bench(steps: &mut Steps, workspace: &Workspace, options: &Options) -> Res
         results.measure(steps, workspace, &programs, wanted)?;
     }
     if wanted(Part::Instructions) {
-        results.instructions = instructions::count(steps, workspace, &programs, &options.kernel)?;
+        let with_bpftrace = options.bpftrace || options.only.is_empty();
+        results.instructions =
+            instructions::count(steps, workspace, &programs, &options.kernel, with_bpftrace)?;
     }
-    let text = page::page(&results, &machine::describe());
+    let machine = machine::describe();
     if options.only.is_empty() {
-        page::write(&workspace.root().join("docs"), &text, &results)?;
-    } else {
-        println!("\n{text}");
+        return page::write(&workspace.root().join("docs"), &results, &machine);
     }
+    println!("\n{}", page::page(&results, &machine));
     Ok(())
 }
 

@@ -6,14 +6,20 @@
 use std::{
     fs::{self, File},
     io::{BufRead as _, BufReader, Write as _},
-    os::{fd::AsRawFd as _, unix::fs::PermissionsExt as _},
+    os::{
+        fd::AsRawFd as _,
+        unix::{fs::PermissionsExt as _, process::CommandExt as _},
+    },
     path::{Path, PathBuf},
     process::{Child, Command},
     time::Duration,
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
-use rustix::fs::{CWD, Mode, mkfifoat};
+use rustix::{
+    fs::{CWD, Mode, mkfifoat},
+    process::{Signal, set_parent_process_death_signal},
+};
 use serde::{Deserialize, Serialize};
 
 use super::operation::Operation;
@@ -85,7 +91,10 @@ impl Worker {
     pub(super) fn on_host(program: &Path, dir: &Path) -> Result<Self> {
         prepare(program, dir)?;
         let mut command = Command::new(dir.join(PROGRAM));
-        let child = command.arg("worker").arg(dir).spawn();
+        command.arg("worker").arg(dir);
+        // SAFETY: between fork and exec the closure only makes one system call.
+        unsafe { command.pre_exec(|| Ok(set_parent_process_death_signal(Some(Signal::KILL))?)) };
+        let child = command.spawn();
         let child = child.with_context(|| format!("cannot start {}", program.display()))?;
         Self::open(dir, Some(HostChild(child)), None)
     }

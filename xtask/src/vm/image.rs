@@ -46,6 +46,8 @@ const FREE_MB: u64 = 1024;
 pub(super) struct Content<'a> {
     /// Files, and their names in the guest's `/vm`.
     pub(super) files: &'a [(&'a Path, &'a str)],
+    /// Debian packages beside those that every guest has.
+    pub(super) packages: &'a [&'a str],
     /// Shell variables of the job's script.
     pub(super) settings: Vec<(&'static str, String)>,
 }
@@ -61,7 +63,7 @@ pub(super) fn make(
     content: &Content<'_>,
     kernels: &[(Kernel, KernelFiles)],
 ) -> Result<PathBuf> {
-    let tree = packages(cache, dir)?;
+    let tree = packages(cache, dir, content.packages)?;
     let root = debian::fresh_sibling(&dir.join("disk"), "root")?;
     lay_out(&tree, &root)?;
     let vm = root.join("vm");
@@ -89,11 +91,11 @@ pub(super) fn make(
 }
 
 /// The guest's packages: of the machine's suite, because the tests were linked against its C library.
-fn packages(cache: &Path, dir: &Path) -> Result<PathBuf> {
+fn packages(cache: &Path, dir: &Path, more: &[&str]) -> Result<PathBuf> {
     let suite = debian::own_suite()?;
-    let packages = DebianMirror::new(cache)?.closure(&suite, &PACKAGES)?;
+    let packages = DebianMirror::new(cache)?.closure(&suite, &[&PACKAGES, more].concat())?;
     let names: Vec<&str> = packages.iter().map(String::as_str).collect();
-    let tree = dir.join(format!("guest-{suite}"));
+    let tree = dir.join([&["guest", &suite], more].concat().join("-"));
     debian::package_tree(cache, &suite, &names, &tree)?;
     Ok(tree)
 }

@@ -19,6 +19,8 @@ pub(crate) struct Job<'a> {
     pub(crate) name: &'static str,
     /// Files, and their names in the guest's `/vm`.
     pub(crate) files: &'a [(&'a Path, &'a str)],
+    /// Debian packages beside those that every guest has.
+    pub(crate) packages: &'a [&'a str],
 }
 
 /// Runs `job` on every kernel in a guest with one processor and a clock that ticks once an instruction, and hands
@@ -42,7 +44,7 @@ pub(crate) fn count_instructions(
         Ok((Qemu::find(&cache, &dir, Accel::Counted)?, kernels))
     })?;
     let disk = steps.step("disk", "what is measured, on a file system for the guests", || {
-        let content = image::Content { files: job.files, settings: Vec::new() };
+        let content = image::Content { files: job.files, packages: job.packages, settings: Vec::new() };
         image::make(&cache, &dir, &content, &kernels)
     })?;
     let machine = Machine { qemu, disk, dir };

@@ -146,7 +146,7 @@ pub fn matrix(
     let disk = steps.step("disk", "agent, tests and runtimes on a file system for the guests", || {
         let actor = tamper::actor(&dir)?;
         let files = [(agent, "userns-agent"), (&tests[0], "node"), (&tests[1], "guest"), (&actor, "actor")];
-        let content = image::Content { files: &files, settings: options.settings() };
+        let content = image::Content { files: &files, packages: &[], settings: options.settings() };
         image::make(&cache, &dir, &content, &kernels)
     })?;
     let machine = Machine { qemu, disk, dir };
