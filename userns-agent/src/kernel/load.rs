@@ -231,6 +231,12 @@ impl Loaded {
         self.aggregates.iter().flatten().map(|(key, value)| (key.0, value.0)).collect()
     }
 
+    /// What the verifier went through for each program; see [`super::verified`].
+    #[must_use]
+    pub fn verified(&self) -> Vec<(String, u32)> {
+        super::verified::instructions(&self.ebpf)
+    }
+
     /// All kernel counters, summed over CPUs.
     #[must_use]
     pub fn counters(&self) -> Vec<(Counter, u64)> {

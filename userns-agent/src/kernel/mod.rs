@@ -7,3 +7,4 @@ pub mod object;
 pub mod plan;
 pub mod ring;
 pub mod status;
+pub mod verified;
