@@ -17,6 +17,7 @@ use crate::{
 
 const INIT: &str = include_str!("init.sh");
 const TESTS: &str = include_str!("tests.sh");
+const FLOOR: &str = include_str!("floor.sh");
 /// Programs of the guest; what they link against is fetched with them, and serves the agent too.
 const PACKAGES: [&str; 4] = ["busybox-static", "crun", "libgcc-s1", "runc"];
 /// Put where the tests look for the runtimes, and nothing else.
@@ -43,8 +44,8 @@ const FREE_MB: u64 = 1024;
 /// What a guest is to run.
 #[derive(Debug)]
 pub(super) struct Content<'a> {
-    pub(super) agent: &'a Path,
-    pub(super) tests: &'a Path,
+    /// Files, and their names in the guest's `/vm`.
+    pub(super) files: &'a [(&'a Path, &'a str)],
     /// Shell variables of the test script.
     pub(super) settings: Vec<(&'static str, String)>,
 }
@@ -65,10 +66,12 @@ pub(super) fn make(
     lay_out(&tree, &root)?;
     let vm = root.join("vm");
     fs::create_dir(&vm).with_context(|| format!("cannot create {}", vm.display()))?;
-    for (source, name) in [(content.agent, "userns-agent"), (content.tests, "node")] {
+    for (source, name) in content.files {
         fs::copy(source, vm.join(name)).with_context(|| format!("cannot copy {}", source.display()))?;
     }
-    for (text, name) in [(INIT, "init"), (TESTS, "tests.sh"), (&settings(&content.settings), "settings")] {
+    for (text, name) in
+        [(INIT, "init"), (TESTS, "tests.sh"), (FLOOR, "floor.sh"), (&settings(&content.settings), "settings")]
+    {
         write(&vm.join(name), text)?;
     }
     fs::set_permissions(vm.join("init"), fs::Permissions::from_mode(0o755)).context("cannot set a mode")?;

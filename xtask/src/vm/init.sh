@@ -1,5 +1,5 @@
 #!/bin/sh
-# The guest's first process. What it says on the second serial port is for the runner; see console.rs.
+# The guest's first process. What it says on the second serial port is for the runner; see watch.rs.
 /bin/busybox mount -t proc proc /proc
 /bin/busybox mount -t sysfs sysfs /sys
 # Mounted by the kernel already where it was built to do so.
@@ -24,7 +24,7 @@ echo "userns-vm: booted $(uname -r)" >/dev/ttyS1
 # The kernel hands parameters it does not know to its first process.
 case "$userns_job" in
     trial) status=0 ;;
-    *) sh /vm/tests.sh </dev/null >/dev/ttyS1 2>&1; status=$? ;;
+    *) sh "/vm/$userns_job.sh" </dev/null >/dev/ttyS1 2>&1; status=$? ;;
 esac
 echo "userns-vm: exit $status" >/dev/ttyS1
 sync
