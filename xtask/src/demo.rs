@@ -76,7 +76,12 @@ pub struct Stage {
 ///
 /// When a container cannot be run, a finding does not come, or it names the wrong pod or container.
 pub fn play(lab: &Lab, agent: &Agent, runtime: RuntimeName, driver: CgroupDriver) -> Result<Vec<Planted>> {
-    let mut stage = Stage { next_range: 40_000, ..Stage::default() };
+    // apart, because a range is only free again when the agent has noticed that its pod is gone
+    let next_range = match runtime {
+        RuntimeName::Runc => 40_000,
+        RuntimeName::Crun => 40_500,
+    };
+    let mut stage = Stage { next_range, ..Stage::default() };
     let mut planted = Vec::new();
     let on = &On { lab, agent, runtime, driver };
     let honest = stage.honest(on)?;

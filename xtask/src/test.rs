@@ -14,9 +14,11 @@ use crate::{
     build, fuzz, process, run,
     setup::{self, Purpose},
     steps::Steps,
+    vm::{self, TestResult},
     workspace::{EBPF_OBJECT, Profile, Workspace},
 };
 
+mod cross;
 pub mod tally;
 
 use tally::Tally;
@@ -56,7 +58,7 @@ fn quick_checks(steps: &mut Steps, workspace: &Workspace, tally: &mut Tally) -> 
         bail!("CI is set: no check may be left out there, so no --quick");
     }
     source_checks(steps, workspace, tally)?;
-    for step in ["build-ebpf", "build agent", "fuzz", "node tests"] {
+    for step in ["aarch64", "build-ebpf", "build agent", "fuzz", "node tests", "virtual machines"] {
         steps.skip(step, "--quick");
     }
     tally.add_skipped();
@@ -66,10 +68,33 @@ fn quick_checks(steps: &mut Steps, workspace: &Workspace, tally: &mut Tally) -> 
 fn all_checks(steps: &mut Steps, workspace: &Workspace, tally: &mut Tally) -> Result<()> {
     let toolchain = setup::setup(steps, workspace, Purpose::Test)?;
     source_checks(steps, workspace, tally)?;
+    cross::check(steps, workspace, &toolchain)?;
     let object = build::ebpf(steps, workspace, &toolchain, Profile::Release)?;
     let agent = build::agent(steps, workspace, &object, Profile::Release)?;
     fuzz::fuzz(steps, workspace, &fuzz::Options::brief())?;
-    node_tests(steps, workspace, &object, &agent, tally)
+    node_tests(steps, workspace, &object, &agent, tally)?;
+    virtual_machines(steps, workspace, &agent, tally)
+}
+
+/// The tests of a node on every other kernel; no root is needed for that.
+fn virtual_machines(steps: &mut Steps, workspace: &Workspace, agent: &Path, tally: &mut Tally) -> Result<()> {
+    let report = vm::matrix(steps, workspace, agent, &vm::Options::default())?;
+    report.print();
+    let count = |results: &[TestResult]| -> u64 {
+        report.verdicts.iter().map(|verdict| verdict.count(results) as u64).sum()
+    };
+    let failed = count(&[TestResult::Failed, TestResult::TimedOut, TestResult::Cut]);
+    let (passed, skipped) = (count(&[TestResult::Passed]), count(&[TestResult::Skipped]));
+    tally.add_counts(passed, failed, skipped);
+    if !report.passed() {
+        bail!(
+            "not every kernel passed: the table above tells which; docs/kernels.md says how to run one again"
+        );
+    }
+    if in_ci() && skipped > 0 {
+        bail!("CI is set, and {skipped} tests in virtual machines were skipped");
+    }
+    Ok(())
 }
 
 /// What needs a stock toolchain only: the agent is compiled around an empty object.

@@ -169,6 +169,13 @@ impl Outputs {
         self.status.update(|status| status.probes = probes);
     }
 
+    /// Takes note of what the programs were for the verifier.
+    pub(super) fn verified(&self, programs: &[(String, u32)]) {
+        for (program, instructions) in programs {
+            self.metrics.program_verified(program, *instructions);
+        }
+    }
+
     /// Says that the agent watches. What is missing is told first, as a line of its own.
     pub(super) fn ready(&self) {
         let missing: Vec<&str> =

@@ -29,6 +29,15 @@ pub enum FeatureError {
     /// Type information is broken or lacks something the programs read.
     #[error("type information of this kernel does not fit: {0}")]
     Btf(#[from] BtfError),
+    /// A kernel from before task-local storage for tracing programs.
+    #[error(
+        "this kernel, Linux {release}, has no task-local storage for tracing programs (`task_struct.bpf_storage`), which \
+         came with Linux 5.13: run the agent on Linux 5.15 or newer"
+    )]
+    TooOld {
+        /// What `uname -r` tells.
+        release: String,
+    },
     /// An architecture without a table.
     #[error("architecture {0} is not supported: x86_64 and aarch64 are")]
     Architecture(&'static str),
@@ -53,6 +62,7 @@ pub struct Kernel {
 pub fn probe() -> Result<Kernel, FeatureError> {
     let bytes = std::fs::read(BTF_PATH).map_err(|source| FeatureError::NoBtf { source })?;
     let btf = Btf::parse(&bytes)?;
+    check_task_storage(&btf)?;
     let mut features = Features { events: events(), ..Features::default() };
     for candidate in HOOKS.iter().flat_map(|wanted| wanted.candidates) {
         match candidate.mechanism {
@@ -75,6 +85,19 @@ pub fn probe() -> Result<Kernel, FeatureError> {
         }
     }
     Ok(Kernel { features, offsets: btf.offsets()?, registers: registers(&btf)? })
+}
+
+/// The programs keep what they know of a task in its own storage. The member came with the change that opened that
+/// storage to tracing programs (a10787e6d58c, "bpf: Enable task local storage for tracing programs"); kernels that
+/// have the map type alone, 5.11 and 5.12, let only LSM programs use it.
+fn check_task_storage(btf: &Btf<'_>) -> Result<(), FeatureError> {
+    match btf.offset("task_struct", "bpf_storage") {
+        Err(BtfError::NoMember { .. }) => {
+            let release = rustix::system::uname().release().to_string_lossy().into_owned();
+            Err(FeatureError::TooOld { release })
+        }
+        found => Ok(found.map(drop)?),
+    }
 }
 
 /// Which of the wanted events tracefs has; `None` if it cannot be read.
@@ -161,6 +184,32 @@ pub fn settings(kernel: &Kernel, host_mnt_inum: u32, grace: Duration, container_
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Type information of `struct task_struct` with one member, an integer.
+    fn task_struct_with(member: &str) -> Vec<u8> {
+        let strings = format!("\0int\0task_struct\0{member}\0");
+        // each a name, kind and length, size; then the integer's encoding and the member's name, type and offset
+        let types: [u32; 10] = [1, 1 << 24, 4, 32, 5, 4 << 24 | 1, 4, 17, 1, 0];
+        let mut bytes = vec![0x9f, 0xeb, 1, 0];
+        let length = size_of_val(&types) as u32;
+        let header = [24, 0, length, length, strings.len() as u32];
+        bytes.extend(header.iter().chain(&types).flat_map(|word| word.to_le_bytes()));
+        bytes.extend(strings.as_bytes());
+        bytes
+    }
+
+    #[test]
+    fn a_kernel_without_task_storage_for_tracing_is_refused_in_one_clear_line() {
+        let new = task_struct_with("bpf_storage");
+        assert!(check_task_storage(&Btf::parse(&new).unwrap()).is_ok());
+        let old = task_struct_with("security");
+        let error = check_task_storage(&Btf::parse(&old).unwrap()).unwrap_err().to_string();
+        let release = rustix::system::uname().release().to_string_lossy().into_owned();
+        for part in [&release, "task-local storage", "Linux 5.13", "5.15 or newer"] {
+            assert!(error.contains(part), "{error}");
+        }
+        assert!(!error.contains('\n'), "{error}");
+    }
 
     #[test]
     fn the_running_kernel_fits_if_it_has_btf() {

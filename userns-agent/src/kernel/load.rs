@@ -337,6 +337,12 @@ impl Loaded {
         rows.filter(|(_, budget)| budget.withheld_execs + budget.withheld_exits > 0).collect()
     }
 
+    /// What the verifier went through for each program; see [`super::verified`].
+    #[must_use]
+    pub fn verified(&self) -> Vec<(String, u32)> {
+        super::verified::instructions(&self.ebpf)
+    }
+
     /// All kernel counters, summed over CPUs.
     #[must_use]
     pub fn counters(&self) -> Vec<(Counter, u64)> {

@@ -9,3 +9,4 @@ pub mod plan;
 pub mod ring;
 pub mod sizes;
 pub mod status;
+pub mod verified;

@@ -17,7 +17,7 @@ use serde_json::Value;
 use super::{Lab, Response, http, ids};
 
 /// Loading the programs takes their verification, which a slow machine feels.
-const READY_TIMEOUT: Duration = Duration::from_secs(60);
+const READY_TIMEOUT: Duration = Duration::from_secs(240);
 const STOP_TIMEOUT: Duration = Duration::from_secs(10);
 /// An agent that never falls silent would otherwise hold a test for ever.
 const SETTLE_TIMEOUT: Duration = Duration::from_secs(60);

@@ -34,6 +34,13 @@ impl Tally {
         self.said_skipped += other.said_skipped;
     }
 
+    /// Adds tests that were counted elsewhere.
+    pub fn add_counts(&mut self, passed: u64, failed: u64, skipped: u64) {
+        self.ok += passed;
+        self.failed += failed;
+        self.ignored += skipped;
+    }
+
     /// Counts a failure that no test reported, such as code that does not compile.
     pub fn add_failure(&mut self) {
         self.failed += 1;
@@ -123,5 +130,7 @@ mod tests {
         let mut tally = tally("error: could not compile `userns-agent`\n");
         tally.add_failure();
         assert_eq!(tally.to_string(), "0 passed, 1 failed");
+        tally.add_counts(3, 1, 2);
+        assert_eq!(tally.to_string(), "3 passed, 2 failed, 2 skipped");
     }
 }

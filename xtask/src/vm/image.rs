@@ -18,6 +18,7 @@ use crate::{
 const INIT: &str = include_str!("init.sh");
 const TESTS: &str = include_str!("tests.sh");
 const BENCH: &str = include_str!("bench.sh");
+const FLOOR: &str = include_str!("floor.sh");
 /// Programs of the guest; what they link against is fetched with them, and serves the agent too.
 const PACKAGES: [&str; 4] = ["busybox-static", "crun", "libgcc-s1", "runc"];
 /// Put where the tests look for the runtimes, and nothing else.
@@ -71,9 +72,13 @@ pub(super) fn make(
     for (source, name) in content.files {
         fs::copy(source, vm.join(name)).with_context(|| format!("cannot copy {}", source.display()))?;
     }
-    for (text, name) in
-        [(INIT, "init"), (TESTS, "tests.sh"), (BENCH, "bench.sh"), (&settings(&content.settings), "settings")]
-    {
+    for (text, name) in [
+        (INIT, "init"),
+        (TESTS, "tests.sh"),
+        (FLOOR, "floor.sh"),
+        (BENCH, "bench.sh"),
+        (&settings(&content.settings), "settings"),
+    ] {
         write(&vm.join(name), text)?;
     }
     fs::set_permissions(vm.join("init"), fs::Permissions::from_mode(0o755)).context("cannot set a mode")?;

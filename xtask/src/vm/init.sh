@@ -1,5 +1,5 @@
 #!/bin/sh
-# The guest's first process. What it says on the second serial port is for the runner; see console.rs.
+# The guest's first process. What it says on the second serial port is for the runner; see watch.rs.
 /bin/busybox mount -t proc proc /proc
 /bin/busybox mount -t sysfs sysfs /sys
 # Mounted by the kernel already where it was built to do so.

@@ -14,8 +14,9 @@ use anyhow::{Context as _, Result, bail};
 
 use crate::debian::{self, DebianMirror};
 
-/// Where kernels are looked for. Between them they have every long-term line since 6.1, and the newest.
-const SUITES: [&str; 5] = ["bookworm", "trixie", "trixie-backports", "forky", "sid"];
+/// Where kernels are looked for. Between them they have every long-term line since 5.10 but 5.15, and
+/// the newest.
+const SUITES: [&str; 6] = ["bullseye", "bookworm", "trixie", "trixie-backports", "forky", "sid"];
 const PREFIX: &str = "linux-image-";
 const FLAVOUR: &str = "-cloud-amd64";
 /// The packages with files that are needed, by the beginning of their names.
@@ -94,7 +95,6 @@ impl Kernel {
 }
 
 impl Line {
-    #[cfg(test)]
     pub(super) const fn new(major: u32, minor: u32) -> Self {
         Self { major, minor }
     }

@@ -1,4 +1,5 @@
-//! `cargo xtask vm`: the node tests, with the real agent, on other kernels than the running one.
+//! `cargo xtask vm`: the tests of a node, with the real agent, on other kernels than the running one, and with every
+//! mechanism by which a kernel lets hooks be attached.
 //!
 //! A guest is a Debian kernel in QEMU, an ext4 disk made for it, and one script as its first process. Nothing is
 //! installed and nothing needs root: kernels, QEMU and the guest's programs come out of Debian packages, and
@@ -8,11 +9,11 @@ use std::{
     fs,
     path::{Path, PathBuf},
     process::{ExitCode, Stdio},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
-use clap::Args;
+use clap::{Args, builder::PossibleValuesParser};
 
 use crate::{
     build, process,
@@ -24,9 +25,12 @@ mod guest;
 mod image;
 mod job;
 mod kernels;
+mod plan;
+mod pool;
 mod qemu;
 mod tamper;
 mod verdict;
+mod verifier;
 mod watch;
 
 pub(crate) use job::{Job, count_instructions};
@@ -37,60 +41,86 @@ pub use watch::{TestResult, TestRun};
 
 use guest::{End, Limits, Traces};
 use kernels::{Kernel, KernelFiles};
+use plan::{BINARIES, DEFAULT, LINES, MECHANISMS};
 use qemu::{Boot, Qemu};
 
-/// The long-term lines there are, and the newest of all.
-const LINES: [&str; 4] = ["6.1", "6.12", "6.18", "newest"];
-/// The integration tests that run in guests.
-const TESTS: [&str; 2] = ["node", "guest"];
 /// What a processor takes for the trial; without it, a guest under KVM may hang for ever.
 const TRIAL: Duration = Duration::from_secs(20);
 const CONSOLE_TAIL: usize = 30;
 
 /// Which kernels, and how.
-#[derive(Debug, Args)]
+#[derive(Debug, Clone, Args)]
 pub struct Options {
     /// Kernel lines, such as 6.12, `newest`, or `all` that Debian has
     #[arg(long, value_delimiter = ',', default_values = LINES)]
     kernel: Vec<String>,
+    /// How the agent attaches to hooks [default: all; with --test, `default`]
+    #[arg(long, value_delimiter = ',', value_parser = mechanisms())]
+    mechanism: Vec<String>,
     /// What runs the guest's instructions
     #[arg(long, value_enum, default_value_t)]
     accel: Accel,
-    /// Only the tests whose name contains this
+    /// The tests whose name contains this, instead of those that belong to a mechanism
     #[arg(long, value_name = "FILTER", default_value = "")]
     test: String,
+    /// Guests at a time
+    #[arg(long, value_name = "NUMBER", default_value_t = pool::default_jobs())]
+    jobs: usize,
     /// Seconds a guest may take to come up
     #[arg(long, value_name = "SECONDS", default_value_t = 120)]
     boot_limit: u64,
     /// Seconds a single test may take
-    #[arg(long, value_name = "SECONDS", default_value_t = 300)]
+    #[arg(long, value_name = "SECONDS", default_value_t = 600)]
     test_limit: u64,
     /// Seconds all tests of a kernel may take
-    #[arg(long, value_name = "SECONDS", default_value_t = 900)]
+    #[arg(long, value_name = "SECONDS", default_value_t = 2400)]
     limit: u64,
     /// This agent instead of building one
     #[arg(long, value_name = "FILE")]
     agent: Option<PathBuf>,
+    /// Agree to what the programs are for each kernel's verifier now, in docs/verifier.json
+    #[arg(long, conflicts_with = "test")]
+    bless: bool,
+}
+
+fn mechanisms() -> PossibleValuesParser {
+    [&[DEFAULT], &MECHANISMS[..]].concat().into()
+}
+
+impl Default for Options {
+    /// Every kernel with every mechanism.
+    fn default() -> Self {
+        Self {
+            kernel: LINES.map(str::to_owned).into(),
+            mechanism: Vec::new(),
+            accel: Accel::default(),
+            test: String::new(),
+            jobs: pool::default_jobs(),
+            boot_limit: 120,
+            test_limit: 600,
+            limit: 2400,
+            agent: None,
+            bless: false,
+        }
+    }
 }
 
 impl Options {
-    /// Everything at its default but the kernels.
-    #[must_use]
-    pub fn of(kernels: &[&str]) -> Self {
-        Self {
-            kernel: kernels.iter().map(|name| (*name).to_owned()).collect(),
-            accel: Accel::default(),
-            test: String::new(),
-            boot_limit: 120,
-            test_limit: 300,
-            limit: 900,
-            agent: None,
+    fn cells(&self) -> Vec<&str> {
+        match (self.mechanism.is_empty(), self.test.is_empty()) {
+            (false, _) => self.mechanism.iter().map(String::as_str).collect(),
+            (true, true) => [&[DEFAULT], &MECHANISMS[..]].concat(),
+            (true, false) => vec![DEFAULT],
         }
     }
 
     fn settings(&self) -> Vec<(&'static str, String)> {
+        let filters = BINARIES.map(|binary| format!("{binary}:{}", self.test));
         vec![
-            ("FILTER", self.test.clone()),
+            ("CELLS", self.cells().join(" ")),
+            ("SUITE_DEFAULT", plan::suite(DEFAULT)),
+            ("SUITE", plan::suite(MECHANISMS[0])),
+            ("FILTER", if self.test.is_empty() { String::new() } else { filters.join(" ") }),
             ("SLOWDOWN", self.accel.slowdown().to_string()),
             ("TEST_LIMIT", self.test_limit.to_string()),
         ]
@@ -99,6 +129,29 @@ impl Options {
     fn limits(&self) -> Limits {
         let boot = Duration::from_secs(self.boot_limit);
         Limits { boot, total: boot + Duration::from_secs(self.limit) }
+    }
+}
+
+/// What came of all kernels.
+#[derive(Debug)]
+pub struct Report {
+    /// Of each kernel.
+    pub verdicts: Vec<Verdict>,
+    /// Programs that became much more work for a kernel's verifier.
+    pub grown: Vec<String>,
+}
+
+impl Report {
+    /// Whether all is well.
+    #[must_use]
+    pub fn passed(&self) -> bool {
+        self.grown.is_empty() && self.verdicts.iter().all(Verdict::passed)
+    }
+
+    /// Prints the tables, and what is wrong.
+    pub fn print(&self) {
+        print!("{}", verdict::table(&self.verdicts));
+        self.grown.iter().for_each(|line| println!("{line}"));
     }
 }
 
@@ -112,31 +165,25 @@ pub fn vm(steps: &mut Steps, workspace: &Workspace, options: &Options) -> Result
         Some(agent) => agent.clone(),
         None => build::all(steps, workspace, Profile::Release)?,
     };
-    let verdicts = matrix(steps, workspace, &agent, options)?;
+    let report = matrix(steps, workspace, &agent, options)?;
     steps.print_table();
-    print!("{}", verdict::table(&verdicts));
-    let all_passed = verdicts.iter().all(Verdict::passed);
-    Ok(if all_passed { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    report.print();
+    Ok(if report.passed() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// Runs the tests with `agent` on every kernel that `options` names.
+/// Runs the tests with `agent` on every kernel that `options` names, several at a time.
 ///
 /// # Errors
 ///
 /// When the tests do not build, or something cannot be fetched or started; what happens in a guest is its verdict.
-pub fn matrix(
-    steps: &mut Steps,
-    workspace: &Workspace,
-    agent: &Path,
-    options: &Options,
-) -> Result<Vec<Verdict>> {
+pub fn matrix(steps: &mut Steps, workspace: &Workspace, agent: &Path, options: &Options) -> Result<Report> {
     ensure!(std::env::consts::ARCH == "x86_64", "the guests are x86_64, and run programs built here");
     let dir = workspace.target().join("vm");
     let cache = dir.join("apt");
     fs::create_dir_all(&cache).with_context(|| format!("cannot create {}", cache.display()))?;
     let _lock = crate::debian::lock(&dir)?;
-    let tests = steps
-        .step("build tests", "the node tests, to run inside of the guests", || build_tests(workspace))?;
+    let tests =
+        steps.step("build tests", "what is to run inside of the guests", || build_tests(workspace))?;
     let (qemu, kernels) = steps.step("kernels", "fetches kernels, and QEMU where it is missing", || {
         let kernels = fetch(&cache, &dir, &options.kernel)?;
         let qemu = Qemu::find(&cache, &dir, options.accel)?;
@@ -145,7 +192,9 @@ pub fn matrix(
     })?;
     let disk = steps.step("disk", "agent, tests and runtimes on a file system for the guests", || {
         let actor = tamper::actor(&dir)?;
-        let files = [(agent, "userns-agent"), (&tests[0], "node"), (&tests[1], "guest"), (&actor, "actor")];
+        let tests = tests.iter().zip(BINARIES).map(|(file, name)| (file.as_path(), name));
+        let mut files = vec![(agent, "userns-agent"), (&actor, "actor")];
+        files.extend(tests);
         let content = image::Content { files: &files, packages: &[], settings: options.settings() };
         image::make(&cache, &dir, &content, &kernels)
     })?;
@@ -153,13 +202,17 @@ pub fn matrix(
     if options.accel == Accel::Kvm {
         steps.step("trial", "KVM may be there and not work", || machine.trial(&kernels))?;
     }
-    kernels
-        .iter()
-        .map(|(kernel, files)| {
-            let why = format!("the node tests on {}", kernel.release);
-            steps.step(&format!("vm {}", kernel.line), &why, || machine.test(kernel, files, options.limits()))
-        })
-        .collect()
+    let why = format!("every kernel with every mechanism, {} at a time", options.jobs);
+    let verdicts = steps.step("virtual machines", &why, || {
+        let tested = pool::run(kernels.iter().collect(), options.jobs, |(kernel, files)| {
+            machine.test(kernel, files, options.limits())
+        });
+        tested.into_iter().collect::<Result<Vec<_>>>()
+    })?;
+    let figures = verdicts.iter().filter(|verdict| !verdict.verified.is_empty());
+    let figures = figures.map(|verdict| (verdict.line.to_string(), verdict.verified.clone())).collect();
+    let grown = verifier::check(workspace.root(), &figures, options.bless)?;
+    Ok(Report { verdicts, grown })
 }
 
 /// What all guests have in common.
@@ -172,16 +225,23 @@ struct Machine {
 
 impl Machine {
     fn test(&self, kernel: &Kernel, files: &KernelFiles, limits: Limits) -> Result<Verdict> {
-        let (watch, end, traces) = self.run(kernel, files, "tests", limits, show_line)?;
-        let verdict = Verdict::new(kernel.line, watch, end);
-        println!("    {verdict}");
+        let line = kernel.line;
+        // several guests talk at a time
+        let say = |text: &str| println!("{:>5}| {text}", line.to_string());
+        say(&format!("begins: {}", kernel.release));
+        let start = Instant::now();
+        let show = |text: &str| {
+            if !text.is_empty() {
+                say(text);
+            }
+        };
+        let (watch, end, traces) = self.run(kernel, files, plan::job(line), limits, show)?;
+        let verdict = Verdict::new(line, watch, end, start.elapsed());
         if !verdict.outcome.is_told_by_tests() {
-            println!(
-                "    the end of {}:\n{}",
-                traces.console.display(),
-                guest::tail(&traces.console, CONSOLE_TAIL)
-            );
+            say(&format!("the end of {}:", traces.console.display()));
+            guest::tail(&traces.console, CONSOLE_TAIL).lines().for_each(say);
         }
+        say(&verdict.to_string());
         Ok(verdict)
     }
 
@@ -216,12 +276,6 @@ impl Machine {
     }
 }
 
-fn show_line(line: &str) {
-    if !line.is_empty() {
-        println!("    {line}");
-    }
-}
-
 fn fetch(cache: &Path, dir: &Path, wanted: &[String]) -> Result<Vec<(Kernel, KernelFiles)>> {
     let place = dir.join("kernels");
     fs::create_dir_all(&place).with_context(|| format!("cannot create {}", place.display()))?;
@@ -234,16 +288,16 @@ fn fetch(cache: &Path, dir: &Path, wanted: &[String]) -> Result<Vec<(Kernel, Ker
     Ok(kernels)
 }
 
-fn build_tests(workspace: &Workspace) -> Result<[PathBuf; 2]> {
+/// The files of the tests, in the order of [`BINARIES`].
+fn build_tests(workspace: &Workspace) -> Result<Vec<PathBuf>> {
     let mut cargo = workspace.cargo("test");
     cargo.args(["--package", "xtask", "--no-run", "--message-format=json-render-diagnostics"]);
-    for name in TESTS {
+    for name in BINARIES {
         cargo.args(["--test", name]);
     }
     let messages = process::stdout(cargo.stderr(Stdio::inherit()))?;
-    let [node, guest] =
-        TESTS.map(|name| executable(&messages, name).with_context(|| format!("cargo built no test {name}")));
-    Ok([node?, guest?])
+    let file = |name| executable(&messages, name).with_context(|| format!("cargo built no test {name}"));
+    BINARIES.into_iter().map(file).collect()
 }
 
 /// The file of the test `name`, among what cargo reports to have built.
@@ -267,5 +321,22 @@ mod tests {
             {\"reason\":\"build-finished\",\"success\":true}\n";
         assert_eq!(executable(messages, "node"), Some(PathBuf::from("/t/node-1")));
         assert_eq!(executable(messages, "guest"), None);
+    }
+
+    #[test]
+    fn the_flags_default_to_what_every_test_run_does() {
+        #[derive(clap::Parser)]
+        struct Cli {
+            #[command(flatten)]
+            options: Options,
+        }
+        let parse = |words: &[&str]| <Cli as clap::Parser>::parse_from(words).options;
+        assert_eq!(format!("{:?}", parse(&["vm"])), format!("{:?}", Options::default()));
+        assert_eq!(parse(&["vm"]).cells(), ["default", "tp_btf", "fexit", "kprobe", "tracepoint"]);
+        assert_eq!(parse(&["vm", "--test", "day"]).cells(), ["default"]);
+        assert_eq!(
+            parse(&["vm", "--test", "day", "--mechanism", "fexit,kprobe"]).cells(),
+            ["fexit", "kprobe"]
+        );
     }
 }

@@ -18,7 +18,11 @@ const SUITE: &str = "trixie";
 /// See docs/kernels.md for what older ones do.
 const OLDEST: (u32, u32) = (8, 2);
 const MEMORY: &str = "2048";
-const CPUS: &str = "2";
+/// One, so that as many guests run at a time as the machine has processors, and neither waits for the other.
+const CPUS: &str = "1";
+/// All that QEMU emulates, but fast string instructions: kernels copy and clear memory by them where they are said to
+/// be fast, and QEMU goes through them byte by byte. Without, the agent starts in three quarters of the time.
+const TCG_CPU: &str = "max,la57=off,-erms,-fsrm,-fzrm,-fsrs,-fsrc";
 /// `panic=-1` with `-no-reboot` makes a panic the end of QEMU.
 const PARAMETERS: &str = "console=ttyS0 root=/dev/nvme0n1 rw rootfstype=ext4 init=/vm/init loglevel=5 \
     mitigations=off nokaslr no_timer_check tsc=reliable oops=panic panic=-1";
@@ -103,9 +107,9 @@ impl Qemu {
             }
         }
         let (accel, cpu, cpus) = match self.accel {
-            Accel::Tcg => ("tcg,thread=multi", "max,la57=off", CPUS),
+            Accel::Tcg => ("tcg,thread=multi", TCG_CPU, CPUS),
             Accel::Kvm => ("kvm", "host", CPUS),
-            Accel::Counted => ("tcg,thread=single", "max,la57=off", "1"),
+            Accel::Counted => ("tcg,thread=single", TCG_CPU, "1"),
         };
         command.args(["-accel", accel, "-cpu", cpu, "-smp", cpus, "-m", MEMORY]);
         if self.accel == Accel::Counted {

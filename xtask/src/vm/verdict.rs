@@ -1,11 +1,16 @@
-//! What came of a kernel, and the table over all of them.
+//! What came of a kernel with each mechanism, and the tables over all of them.
 
-use std::{collections::BTreeSet, fmt, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+    time::Duration,
+};
 
 use super::{
     guest::End,
     kernels::Line,
-    watch::{TestResult, TestRun, Watch},
+    plan,
+    watch::{Cell, Offer, TestResult, TestRun, Watch},
 };
 
 /// What came of one kernel.
@@ -17,10 +22,16 @@ pub struct Verdict {
     pub outcome: Outcome,
     /// From QEMU's start to the guest's first process.
     pub boot: Option<Duration>,
+    /// From QEMU's start to its end.
+    pub took: Duration,
     /// Every test that was begun.
     pub tests: Vec<TestRun>,
+    /// What is wrong although every test passed.
+    pub problems: Vec<String>,
     /// Kernel messages that no kernel should give.
     pub incidents: Vec<String>,
+    pub(super) cells: Vec<Cell>,
+    pub(super) verified: BTreeMap<String, u64>,
 }
 
 /// How a guest ended.
@@ -64,7 +75,7 @@ impl fmt::Display for Outcome {
 }
 
 impl Verdict {
-    pub(super) fn new(line: Line, watch: Watch, end: End) -> Self {
+    pub(super) fn new(line: Line, watch: Watch, end: End, took: Duration) -> Self {
         let outcome = match end {
             End::NoBoot => Outcome::NoBoot,
             End::NotDone => Outcome::NotDone,
@@ -75,13 +86,15 @@ impl Verdict {
             End::Finished => Outcome::Failed,
         };
         let boot = watch.booted.map(|(_, at)| at);
-        Self { line, outcome, boot, tests: watch.tests, incidents: watch.incidents }
+        let problems = watch.cells.iter().flat_map(|cell| problems(line, cell)).collect();
+        let Watch { tests, incidents, cells, verified, .. } = watch;
+        Self { line, outcome, boot, took, tests, problems, incidents, cells, verified }
     }
 
     /// Whether all is well.
     #[must_use]
     pub fn passed(&self) -> bool {
-        self.outcome == Outcome::Passed
+        self.outcome == Outcome::Passed && self.problems.is_empty()
     }
 
     /// The number of tests with any of `results`.
@@ -89,11 +102,47 @@ impl Verdict {
     pub fn count(&self, results: &[TestResult]) -> usize {
         self.tests.iter().filter(|test| results.contains(&test.result)).count()
     }
+
+    fn cell(&self, mechanism: &str) -> String {
+        let Some(cell) = self.cells.iter().find(|cell| cell.mechanism == mechanism) else {
+            return "-".to_owned();
+        };
+        let mut tests = self.tests.iter().filter(|test| test.mechanism == mechanism);
+        let word = match cell.offer {
+            _ if !tests.all(|test| test.result == TestResult::Passed) => "FAILED",
+            Some(Offer::AsDefault) => return "as default".to_owned(),
+            Some(Offer::None) => return "not offered".to_owned(),
+            Some(Offer::Own) | None => "ok",
+        };
+        let active = cell.probes.iter().filter(|[.., state]| state == "active").count();
+        let hooks = if cell.probes.is_empty() { String::new() } else { format!(", {active} hooks") };
+        format!("{word} {:.0} s{hooks}", cell.took.as_secs_f64())
+    }
+}
+
+/// What a cell has that it should not, or has not that it should.
+fn problems(line: Line, cell: &Cell) -> Vec<String> {
+    let mechanism = &cell.mechanism;
+    let mut problems: Vec<String> = cell
+        .probes
+        .iter()
+        .filter(|[.., state]| state == "failed")
+        .map(|[hook, ..]| format!("{mechanism}: the kernel refuses the program of {hook}"))
+        .collect();
+    let offered = match cell.offer {
+        Some(Offer::Own | Offer::AsDefault) => true,
+        Some(Offer::None) => false,
+        None => return problems,
+    };
+    if mechanism != plan::DEFAULT && offered != plan::offers(line, mechanism) {
+        let (is, should) = if offered { ("offers", "does not have") } else { ("does not offer", "has") };
+        problems.push(format!("{line} {is} {mechanism}, which the table in xtask/src/vm/plan.rs {should}"));
+    }
+    problems
 }
 
 impl fmt::Display for Verdict {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let took: Duration = self.tests.iter().map(|test| test.took).sum();
         let passed = self.count(&[TestResult::Passed]);
         let skipped = self.count(&[TestResult::Skipped]);
         let failed = self.tests.len() - passed - skipped;
@@ -101,9 +150,9 @@ impl fmt::Display for Verdict {
             self.boot.map_or_else(|| "never".to_owned(), |boot| format!("{:.1} s", boot.as_secs_f64()));
         write!(
             f,
-            "{}: booted {boot}, tests {:.0} s: {passed} passed, {failed} failed",
+            "{}: booted {boot}, all {:.0} s: {passed} passed, {failed} failed",
             self.line,
-            took.as_secs_f64()
+            self.took.as_secs_f64()
         )?;
         if skipped > 0 {
             write!(f, ", {skipped} skipped")?;
@@ -111,40 +160,60 @@ impl fmt::Display for Verdict {
         if !self.incidents.is_empty() {
             write!(f, ", {} kernel messages of trouble", self.incidents.len())?;
         }
-        write!(f, ": {}", self.outcome)
+        let outcome = if self.passed() || self.outcome != Outcome::Passed {
+            self.outcome.to_string()
+        } else {
+            "NOT AS EXPECTED".to_owned()
+        };
+        write!(f, ": {outcome}")
     }
 }
 
-/// Every test against every kernel, then a line for each kernel.
+/// Every mechanism and every test against every kernel, then a line for each kernel.
 pub(super) fn table(verdicts: &[Verdict]) -> String {
-    let mut seen = BTreeSet::new();
-    let names: Vec<&str> = verdicts
-        .iter()
-        .flat_map(|verdict| &verdict.tests)
-        .map(|test| test.name.as_str())
-        .filter(|name| seen.insert(*name))
-        .collect();
-    let width = names.iter().map(|name| name.len()).max().unwrap_or(0);
-    let cell = |verdict: &Verdict, name: &str| {
-        let test = verdict.tests.iter().find(|test| test.name == name);
-        test.map_or_else(
-            || "-".to_owned(),
-            |test| format!("{} {:.0} s", word(test.result), test.took.as_secs_f64()),
-        )
-    };
-    let row = |name: &str, cells: Vec<String>| {
-        let cells: String = cells.iter().map(|cell| format!("  {cell:>13}")).collect();
-        format!("{name:width$}{cells}\n")
-    };
-    let mut text =
-        format!("\n{}", row("", verdicts.iter().map(|verdict| verdict.line.to_string()).collect()));
-    for name in names {
-        text.push_str(&row(name, verdicts.iter().map(|verdict| cell(verdict, name)).collect()));
+    let mut mechanisms = Vec::new();
+    for cell in verdicts.iter().flat_map(|verdict| &verdict.cells) {
+        if !mechanisms.contains(&cell.mechanism.as_str()) {
+            mechanisms.push(cell.mechanism.as_str());
+        }
     }
-    text.push('\n');
+    let mut rows = vec![row_of("", verdicts, |verdict| verdict.line.to_string())];
+    rows.extend(mechanisms.iter().map(|name| row_of(name, verdicts, |verdict| verdict.cell(name))));
+    let mut seen = BTreeSet::new();
+    let tests = verdicts.iter().flat_map(|verdict| &verdict.tests);
+    for test in tests.filter(|test| seen.insert((&test.mechanism, &test.name))) {
+        let cell = |verdict: &Verdict| {
+            let same = |own: &&TestRun| own.mechanism == test.mechanism && own.name == test.name;
+            verdict.tests.iter().find(same).map_or_else(
+                || "-".to_owned(),
+                |test| format!("{} {:.0} s", word(test.result), test.took.as_secs_f64()),
+            )
+        };
+        rows.push(row_of(&format!("{} {}", test.mechanism, test.name), verdicts, cell));
+    }
+    let mut text = format!("\n{}\n", aligned(&rows));
     for verdict in verdicts {
         text.push_str(&format!("{verdict}\n"));
+        verdict.problems.iter().for_each(|line| text.push_str(&format!("    {line}\n")));
         verdict.incidents.iter().for_each(|line| text.push_str(&format!("    {line}\n")));
+    }
+    text
+}
+
+fn row_of(name: &str, verdicts: &[Verdict], cell: impl Fn(&Verdict) -> String) -> Vec<String> {
+    std::iter::once(name.to_owned()).chain(verdicts.iter().map(cell)).collect()
+}
+
+/// The first column to the left, the others to the right.
+fn aligned(rows: &[Vec<String>]) -> String {
+    let width = |column: usize| rows.iter().map(|row| row[column].len()).max().unwrap_or(0);
+    let widths: Vec<usize> = (0..rows.first().map_or(0, Vec::len)).map(width).collect();
+    let mut text = String::new();
+    for row in rows {
+        for (index, (cell, width)) in row.iter().zip(&widths).enumerate() {
+            text.push_str(&if index == 0 { format!("{cell:width$}") } else { format!("  {cell:>width$}") });
+        }
+        text.push('\n');
     }
     text
 }
@@ -169,7 +238,7 @@ mod tests {
             watch.read(line, Duration::from_secs(second));
         }
         watch.end(Duration::from_secs(60));
-        Verdict::new(Line::new(6, 12), watch, end)
+        Verdict::new(Line::new(6, 12), watch, end, Duration::from_secs(60))
     }
 
     #[test]
@@ -187,21 +256,58 @@ mod tests {
     }
 
     #[test]
-    fn the_table_has_a_cell_for_every_test_and_kernel() {
+    fn a_mechanism_that_comes_or_goes_is_no_pass() {
+        let with = |offer: &str| {
+            let offer = format!("userns-vm: offer {offer}");
+            let name = offer.split(' ').nth(2).unwrap_or_default();
+            let cell = format!("userns-vm: cell {name}");
+            let lines = [&cell, "userns-vm: begin a", &offer, "userns-vm: end a 0", "userns-vm: exit 0"];
+            verdict(&lines, End::Finished)
+        };
+        for offer in ["kprobe own", "fexit as-default", "tp_btf none", "default own"] {
+            assert!(with(offer).passed(), "{offer}");
+        }
+        for (offer, problem) in [
+            ("kprobe none", "6.12 does not offer kprobe, which the table in xtask/src/vm/plan.rs has"),
+            ("tp_btf own", "6.12 offers tp_btf, which the table in xtask/src/vm/plan.rs does not have"),
+        ] {
+            let verdict = with(offer);
+            assert!(!verdict.passed() && verdict.problems == [problem], "{verdict:?}");
+            assert!(table(&[verdict]).contains("NOT AS EXPECTED"));
+        }
+    }
+
+    #[test]
+    fn a_program_that_the_kernel_refuses_is_no_pass() {
+        let lines = ["userns-vm: cell default", "userns-vm: probe exec tp_btf failed"];
+        let ran = ["userns-vm: begin a", "userns-vm: end a 0", "userns-vm: exit 0"];
+        assert!(!verdict(&[&lines[..], &ran].concat(), End::Finished).passed());
+    }
+
+    #[test]
+    fn the_table_has_a_cell_for_every_mechanism_test_and_kernel() {
         let one = verdict(
-            &["userns-vm: booted x", "userns-vm: begin a", "userns-vm: end a 0", "userns-vm: exit 0"],
+            &[
+                "userns-vm: booted x",
+                "userns-vm: cell default",
+                "userns-vm: begin a",
+                "userns-vm: probe exec tp_btf active",
+                "userns-vm: end a 0",
+                "userns-vm: exit 0",
+            ],
             End::Finished,
         );
-        let other = verdict(&["userns-vm: begin b"], End::NotDone);
+        let other = verdict(&["userns-vm: cell kprobe", "userns-vm: begin b"], End::NotDone);
         let text = table(&[one, other]);
-        let cells = |name: &str| -> Vec<&str> {
-            let line = text.lines().find(|line| line.starts_with(name)).unwrap_or_default();
-            line.split_whitespace().skip(1).collect()
-        };
-        assert_eq!(cells("a "), ["ok", "1", "s", "-"]);
-        assert_eq!(cells("b "), ["-", "CUT", "OFF", "60", "s"]);
+        let line = |name: &str| text.lines().find(|line| line.starts_with(name)).unwrap_or_default();
+        let after =
+            |name: &str| line(name).trim_start_matches(name).split_whitespace().collect::<Vec<_>>().join(" ");
+        assert_eq!(after("default  "), "ok 4 s, 1 hooks -");
+        assert_eq!(after("kprobe  "), "- FAILED 60 s");
+        assert_eq!(after("default a"), "ok 2 s -");
+        assert_eq!(after("kprobe b"), "- CUT OFF 59 s");
         assert!(
-            text.contains("6.12: booted never, tests 60 s: 0 passed, 1 failed: NOT DONE IN TIME"),
+            text.contains("6.12: booted never, all 60 s: 0 passed, 1 failed: NOT DONE IN TIME"),
             "{text}"
         );
     }

@@ -1,6 +1,6 @@
 //! What a guest's output means: the runner's own lines among the tests', and the kernel's cries for help.
 
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
 const PREFIX: &str = "userns-vm: ";
 /// What `timeout -s KILL` in the guest makes of a test that it killed.
@@ -11,6 +11,8 @@ const LOCKUPS: usize = 2;
 /// A test that ran in the guest.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TestRun {
+    /// The mechanism by which hooks were attached, or `default`.
+    pub mechanism: String,
     /// Its path, such as `day::a_day_with_runc`.
     pub name: String,
     /// What became of it.
@@ -34,6 +36,30 @@ pub enum TestResult {
     Cut,
 }
 
+/// What a guest did with one mechanism.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct Cell {
+    /// Its name, or `default`.
+    pub(super) mechanism: String,
+    /// Whether the kernel offers it, as far as that was found out.
+    pub(super) offer: Option<Offer>,
+    /// Each hook with its mechanism and state.
+    pub(super) probes: Vec<[String; 3]>,
+    pub(super) began: Duration,
+    pub(super) took: Duration,
+}
+
+/// What a kernel has to offer of a mechanism.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Offer {
+    /// Other hooks than the default, which the tests ran with.
+    Own,
+    /// The same hooks as by default, so that there was nothing more to test.
+    AsDefault,
+    /// Too little to run any test.
+    None,
+}
+
 /// Everything seen of a guest until now. Times are since QEMU was started.
 #[derive(Debug, Default)]
 pub(super) struct Watch {
@@ -43,6 +69,9 @@ pub(super) struct Watch {
     /// Kernel messages that no kernel should give.
     pub(super) incidents: Vec<String>,
     pub(super) tests: Vec<TestRun>,
+    pub(super) cells: Vec<Cell>,
+    /// Instructions that the kernel's verifier went through, by program: the most of all cells.
+    pub(super) verified: BTreeMap<String, u64>,
     running: Option<(String, Duration, bool)>,
     lockups: usize,
 }
@@ -50,6 +79,10 @@ pub(super) struct Watch {
 #[derive(Debug, PartialEq, Eq)]
 enum Word<'a> {
     Booted(&'a str),
+    Cell(&'a str),
+    Offer(Offer),
+    Probe([&'a str; 3]),
+    Verified(&'a str, u64),
     Begin(&'a str),
     End(&'a str, i32),
     Exit(i32),
@@ -73,6 +106,25 @@ impl Watch {
         };
         match word {
             Word::Booted(release) => self.booted = Some((release.to_owned(), at)),
+            Word::Cell(mechanism) => {
+                self.end_cell(at);
+                let mechanism = mechanism.to_owned();
+                self.cells.push(Cell { mechanism, began: at, ..Cell::default() });
+            }
+            Word::Offer(offer) => {
+                if let Some(cell) = self.cells.last_mut() {
+                    cell.offer = Some(offer);
+                }
+            }
+            Word::Probe(words) => {
+                if let Some(cell) = self.cells.last_mut() {
+                    cell.probes.push(words.map(str::to_owned));
+                }
+            }
+            Word::Verified(program, instructions) => {
+                let most = self.verified.entry(program.to_owned()).or_default();
+                *most = instructions.max(*most);
+            }
             Word::Begin(name) => self.running = Some((name.to_owned(), at, false)),
             Word::End(name, status) => {
                 if let Some((running, since, skipped)) = self.running.take().filter(|(own, ..)| own == name) {
@@ -82,10 +134,13 @@ impl Watch {
                         KILLED => TestResult::TimedOut,
                         _ => TestResult::Failed,
                     };
-                    self.tests.push(TestRun { name: running, result, took: at.saturating_sub(since) });
+                    self.push(running, result, at.saturating_sub(since));
                 }
             }
-            Word::Exit(status) => self.exit = Some((status, at)),
+            Word::Exit(status) => {
+                self.end_cell(at);
+                self.exit = Some((status, at));
+            }
         }
         false
     }
@@ -114,7 +169,21 @@ impl Watch {
     /// Notes that the guest is gone.
     pub(super) fn end(&mut self, at: Duration) {
         if let Some((name, since, _)) = self.running.take() {
-            self.tests.push(TestRun { name, result: TestResult::Cut, took: at.saturating_sub(since) });
+            self.push(name, TestResult::Cut, at.saturating_sub(since));
+        }
+        if self.exit.is_none() {
+            self.end_cell(at);
+        }
+    }
+
+    fn push(&mut self, name: String, result: TestResult, took: Duration) {
+        let mechanism = self.cells.last().map(|cell| cell.mechanism.clone()).unwrap_or_default();
+        self.tests.push(TestRun { mechanism, name, result, took });
+    }
+
+    fn end_cell(&mut self, at: Duration) {
+        if let Some(cell) = self.cells.last_mut() {
+            cell.took = at.saturating_sub(cell.began);
         }
     }
 }
@@ -122,15 +191,20 @@ impl Watch {
 fn word(line: &str) -> Option<Word<'_>> {
     // A test may have left its last line open.
     let (_, said) = line.rsplit_once(PREFIX)?;
-    let mut words = said.split_whitespace();
-    let word = match (words.next()?, words.next()?, words.next()) {
-        ("booted", release, None) => Word::Booted(release),
-        ("begin", name, None) => Word::Begin(name),
-        ("end", name, Some(status)) => Word::End(name, status.parse().ok()?),
-        ("exit", status, None) => Word::Exit(status.parse().ok()?),
+    let words: Vec<&str> = said.split_whitespace().collect();
+    Some(match words[..] {
+        ["booted", release] => Word::Booted(release),
+        ["cell", mechanism] => Word::Cell(mechanism),
+        ["offer", _, "own"] => Word::Offer(Offer::Own),
+        ["offer", _, "as-default"] => Word::Offer(Offer::AsDefault),
+        ["offer", _, "none"] => Word::Offer(Offer::None),
+        ["probe", hook, mechanism, state] => Word::Probe([hook, mechanism, state]),
+        ["verified", program, instructions] => Word::Verified(program, instructions.parse().ok()?),
+        ["begin", name] => Word::Begin(name),
+        ["end", name, status] => Word::End(name, status.parse().ok()?),
+        ["exit", status] => Word::Exit(status.parse().ok()?),
         _ => return None,
-    };
-    words.next().is_none().then_some(word)
+    })
 }
 
 fn symptom(line: &str) -> Option<Symptom> {
@@ -188,6 +262,30 @@ mod tests {
         ];
         assert_eq!(results, expected);
         assert_eq!((watch.booted, watch.exit), (Some(("7.2.12".into(), at(0))), Some((1, at(20)))));
+    }
+
+    #[test]
+    fn a_cell_has_its_hooks_tests_and_time() {
+        let watch = watch(
+            "userns-vm: cell default\nuserns-vm: begin a\nuserns-vm: offer default own\n\
+             userns-vm: probe exec tp_btf active\nuserns-vm: verified exec 5\nuserns-vm: end a 0\n\
+             userns-vm: cell kprobe\nuserns-vm: begin a\nuserns-vm: offer kprobe as-default\n\
+             userns-vm: verified exec 3\nuserns-vm: end a 0\nuserns-vm: exit 0\n",
+        );
+        let probes = vec![["exec", "tp_btf", "active"].map(str::to_owned)];
+        let cell = |mechanism: &str, offer, probes, began, took| Cell {
+            mechanism: mechanism.to_owned(),
+            offer: Some(offer),
+            probes,
+            began: at(began),
+            took: at(took),
+        };
+        let expected =
+            [cell("default", Offer::Own, probes, 0, 6), cell("kprobe", Offer::AsDefault, Vec::new(), 6, 5)];
+        assert_eq!(watch.cells, expected);
+        let mechanisms: Vec<_> = watch.tests.iter().map(|test| test.mechanism.as_str()).collect();
+        assert_eq!(mechanisms, ["default", "kprobe"]);
+        assert_eq!(watch.verified, BTreeMap::from([("exec".to_owned(), 5)]));
     }
 
     #[test]

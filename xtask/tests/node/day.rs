@@ -13,9 +13,17 @@ use crate::{Node, losses, metric, slowdown, told};
 fn a_day(runtime: RuntimeName, driver: CgroupDriver, test: &str) -> Result<()> {
     let Some(node) = Node::new(test)? else { return Ok(()) };
     let agent = node.agent(&[])?;
-    let planted = play(&node.lab, &agent, runtime, driver)?;
+    day(&node, &agent, runtime, driver)?;
+    let stopped = agent.stop()?;
+    ensure!(stopped.status.code() == Some(0), "SIGTERM ended it with {}", stopped.status);
+    Ok(())
+}
+
+/// Plays the day, and holds that everything planted was found in time and counted, and nothing lost.
+pub(crate) fn day(node: &Node, agent: &Agent, runtime: RuntimeName, driver: CgroupDriver) -> Result<()> {
+    let planted = play(&node.lab, agent, runtime, driver)?;
     let delays: Vec<Duration> = planted.iter().map(|planted| planted.delay).collect();
-    println!("{test}: {} planted, delays {delays:.1?}", planted.len());
+    println!("{runtime}: {} planted, delays {delays:.1?}", planted.len());
     let limit = Duration::from_millis(100) * slowdown();
     ensure!(median(delays) < limit, "the median delay is above {limit:?}");
     let metrics = agent.http_get("/metrics")?.body;
@@ -25,8 +33,6 @@ fn a_day(runtime: RuntimeName, driver: CgroupDriver, test: &str) -> Result<()> {
         ensure!(count >= 1.0, "the metric does not count {}", planted.rule);
     }
     ensure!(agent.http_get("/readyz")?.status == 200 && agent.http_get("/healthz")?.status == 200);
-    let stopped = agent.stop()?;
-    ensure!(stopped.status.code() == Some(0), "SIGTERM ended it with {}", stopped.status);
     Ok(())
 }
 
@@ -134,11 +140,14 @@ fn names_and_arguments_of_any_bytes_come_out_as_one_line_of_json() -> Result<()>
     Ok(())
 }
 
-/// A container's own overlay raises checks with the mounter's credentials; the pod has not used them.
 #[test]
 fn file_operations_on_an_overlay_raise_nothing() -> Result<()> {
     let Some(node) = Node::new("file_operations_on_an_overlay")? else { return Ok(()) };
-    let agent = node.agent(&[])?;
+    work_on_an_overlay(&node, &node.agent(&[])?)
+}
+
+/// A container's own overlay raises checks with the mounter's credentials; the pod has not used them.
+pub(crate) fn work_on_an_overlay(node: &Node, agent: &Agent) -> Result<()> {
     let range = IdRange::nth(43_000);
     let pod = node.lab.pod(PodSpec { name: "p".into(), record: Some(range), ..PodSpec::default() })?;
     let container = pod.run(ContainerSpec { mapping: Some(range.mapping()), ..ContainerSpec::default() })?;
@@ -151,6 +160,6 @@ fn file_operations_on_an_overlay_raise_nothing() -> Result<()> {
     let overridden = metric(&metrics, "userns_kernel_counter_total", &[("counter", "checks_overridden")]);
     println!("checks with swapped credentials: {overridden}");
     ensure!(overridden > 500.0, "the overlay made no such checks: {overridden}");
-    ensure!(agent.findings().is_empty(), "{}", told(&agent));
+    ensure!(agent.findings().is_empty(), "{}", told(agent));
     Ok(())
 }

@@ -4,7 +4,9 @@
 //! `USERNS_AGENT_BIN`. Without them every test here says that it was skipped.
 #![expect(clippy::print_stdout, reason = "skips and figures are for who runs the tests")]
 
+mod cell;
 mod cli;
+mod core;
 mod cost;
 mod day;
 mod leftovers;
@@ -13,7 +15,7 @@ mod rounds;
 mod setting;
 
 use prometheus_parse::Sample;
-use setting::{Node, agent, losses, samples, slowdown, told, value, work_dir};
+use setting::{DEFAULT, Node, agent, losses, mechanism, samples, slowdown, told, value, work_dir};
 
 /// The sum of a metric's samples with these labels; 0 if there are none.
 fn metric(text: &str, name: &str, labels: &[(&str, &str)]) -> f64 {

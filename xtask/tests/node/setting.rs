@@ -11,6 +11,8 @@ use xtask::lab::{Agent, Lab, Line};
 
 /// The agent's default, in seconds.
 const ENTRY_GRACE: u32 = 2;
+/// The mechanism of each hook that the agent chooses by itself.
+pub(crate) const DEFAULT: &str = "default";
 
 /// What a test works with. One at a time: agents would see each other's containers.
 pub(crate) struct Node {
@@ -34,8 +36,16 @@ impl Node {
         let grace = format!("{}s", ENTRY_GRACE * slowdown());
         let slow = ["--entry-grace", &grace];
         let slow: &[&str] = if slowdown() > 1 { &slow } else { &[] };
-        Agent::start(&self.bin, &self.lab, &[slow, arguments].concat())
+        let mechanism = mechanism();
+        let forced = ["--probe-mechanism", &mechanism];
+        let forced: &[&str] = if mechanism == DEFAULT { &[] } else { &forced };
+        Agent::start(&self.bin, &self.lab, &[slow, forced, arguments].concat())
     }
+}
+
+/// How hooks are to be attached: `USERNS_NODE_MECHANISM`, or as the agent chooses.
+pub(crate) fn mechanism() -> String {
+    std::env::var("USERNS_NODE_MECHANISM").unwrap_or_else(|_| DEFAULT.to_owned())
 }
 
 /// Where the tests may write: `USERNS_NODE_DIR`, for where cargo's directory does not exist.

@@ -24,8 +24,6 @@ const PLACES: [&str; 2] = ["/sys/fs/cgroup", "/sys/fs/cgroup/unified"];
 pub const MAX_DIRECTORIES: u64 = 65_536;
 
 const OPEN: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
-/// Links of a directory without directories in it: its name and its `.` (kernfs_refresh_inode, fs/kernfs/inode.c).
-const LINKS_OF_A_LEAF: u64 = 2;
 /// Directories looked at for the processes of one cgroup.
 const MAX_DIRECTORIES_BELOW: usize = 1024;
 
@@ -252,8 +250,10 @@ impl<V: FnMut(Cgroup)> Walk<V> {
             let path = Text::from_bytes(&this.path);
             (self.visit)(Cgroup { id: CgroupId(stat.st_ino), role: this.role, path });
         }
-        // asked again, as `visit` has been called since; listing every container's files would take most of the time
-        if look()?.st_nlink == LINKS_OF_A_LEAF {
+        // asked again, as `visit` has been called since; listing every container's files would take most of the time.
+        // A directory without directories in it has two links (kernfs_refresh_inode, fs/kernfs/inode.c); their type
+        // differs between architectures
+        if look()?.st_nlink == 2 {
             return Ok(());
         }
         if this.role == role::NESTED && self.stats.directories > MAX_DIRECTORIES {

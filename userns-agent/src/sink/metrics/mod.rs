@@ -197,6 +197,11 @@ impl Metrics {
         }
     }
 
+    /// What the verifier went through for a program.
+    pub fn program_verified(&self, program: &str, instructions: u32) {
+        self.families.program_verified.with_label_values(&[program]).set(instructions.into());
+    }
+
     /// A source's last reading.
     pub fn source(&self, source: &SourceReport) {
         self.families.source_up.with_label_values(&[source.name]).set(source.up.into());

@@ -173,6 +173,7 @@ const WORK: Label = label("counter", "name of a counter, as `evidence_sent`");
 const TABLE_NAME: Label = label("table", "name of a table");
 const HOOK: Label = label("hook", "name of a hook");
 const MECHANISM: Label = label("mechanism", "`tp_btf`, `tracepoint`, `iter`, `none`");
+const PROGRAM: Label = label("program", "name of an eBPF program");
 const STATE: Label = label("state", "`active`, `degraded`, `failed`");
 const SOURCE: Label = label("source", "name of a source, as in `/status`");
 const SINK: Label = label("sink", "`stdout`, `file`");
@@ -220,6 +221,11 @@ table! {
     probe_state: IntGaugeVec =
         gauge("userns_probe_state", "1 for the state that a hook is in, 0 for the others")
             .by(&[HOOK, MECHANISM, STATE]);
+    program_verified: IntGaugeVec = gauge(
+        "userns_program_verified_instructions",
+        "Instructions that the kernel's verifier went through for a program; kernels before 5.16 do not tell",
+    )
+    .by(&[PROGRAM]);
     source_up: IntGaugeVec =
         gauge("userns_source_up", "1 if the last reading of a source went well, else 0").by(&[SOURCE]);
     source_errors: IntCounterVec =
