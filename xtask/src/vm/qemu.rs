@@ -19,9 +19,10 @@ const SUITE: &str = "trixie";
 const OLDEST: (u32, u32) = (8, 2);
 const MEMORY: &str = "2048";
 const CPUS: &str = "2";
-/// `panic=-1` with `-no-reboot` makes a panic the end of QEMU.
+/// `panic=-1` with `-no-reboot` makes a panic the end of QEMU. Without `ibt=off` a processor that tracks indirect
+/// branches would stop the module that tampers.
 const PARAMETERS: &str = "console=ttyS0 root=/dev/nvme0n1 rw rootfstype=ext4 init=/vm/init loglevel=5 \
-    mitigations=off nokaslr no_timer_check tsc=reliable oops=panic panic=-1";
+    mitigations=off ibt=off nokaslr no_timer_check tsc=reliable oops=panic panic=-1";
 
 /// What runs the guest's instructions.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
