@@ -23,9 +23,10 @@ const CPUS: &str = "1";
 /// All that QEMU emulates, but fast string instructions: kernels copy and clear memory by them where they are said to
 /// be fast, and QEMU goes through them byte by byte. Without, the agent starts in three quarters of the time.
 const TCG_CPU: &str = "max,la57=off,-erms,-fsrm,-fzrm,-fsrs,-fsrc";
-/// `panic=-1` with `-no-reboot` makes a panic the end of QEMU.
+/// `panic=-1` with `-no-reboot` makes a panic the end of QEMU. Without `ibt=off` a processor that tracks indirect
+/// branches would stop the module that tampers.
 const PARAMETERS: &str = "console=ttyS0 root=/dev/nvme0n1 rw rootfstype=ext4 init=/vm/init loglevel=5 \
-    mitigations=off nokaslr no_timer_check tsc=reliable oops=panic panic=-1";
+    mitigations=off ibt=off nokaslr no_timer_check tsc=reliable oops=panic panic=-1";
 
 /// What runs the guest's instructions.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]

@@ -54,19 +54,15 @@ const BPFTOOL_SUITE: &str = "trixie";
 /// When a tool cannot be had, the kernel's image is not as expected, or the module does not compile for it.
 pub(super) fn module(cache: &Path, dir: &Path, kernel: &Kernel, files: &KernelFiles) -> Result<PathBuf> {
     let place = dir.join("tamper").join(&kernel.release);
-    let module = place.join("tamper.ko");
-    let sources = format!("{MODULE_FLAGS:?}\n{MODULE}");
-    once(&module, &sources, || {
-        let header = place.join("vmlinux.h");
-        if !header.is_file() {
-            let vmlinux = place.join("vmlinux");
-            unpack(cache, dir, &files.image, &vmlinux)?;
-            declarations(cache, dir, &vmlinux, &header)?;
-            fs::remove_file(&vmlinux).with_context(|| format!("cannot remove {}", vmlinux.display()))?;
-        }
-        compile(&MODULE_FLAGS, (&place.join("tamper.c"), MODULE), &module)
-    })
-    .with_context(|| format!("no module for {}", kernel.release))?;
+    let (header, module) = (place.join("vmlinux.h"), place.join("tamper.ko"));
+    let image = fs::metadata(&files.image).and_then(|data| Ok((data.len(), data.modified()?)));
+    let image = format!("{:?}", image.with_context(|| format!("cannot read {}", files.image.display()))?);
+    let sources = format!("{image}\n{MODULE_FLAGS:?}\n{MODULE}");
+    once(&header, &image, || declarations(cache, dir, &files.image, &header))
+        .and_then(|()| {
+            once(&module, &sources, || compile(&MODULE_FLAGS, (&place.join("tamper.c"), MODULE), &module))
+        })
+        .with_context(|| format!("no module for {}", kernel.release))?;
     Ok(module)
 }
 
@@ -147,17 +143,18 @@ fn payload(image: &[u8]) -> Option<&[u8]> {
     image.get(start..start + word(0x24c)?.checked_sub(4)?)
 }
 
-/// Writes the type information of `vmlinux` as declarations of C.
-fn declarations(cache: &Path, dir: &Path, vmlinux: &Path, to: &Path) -> Result<()> {
+/// Writes the type information in a kernel's boot image as declarations of C.
+fn declarations(cache: &Path, dir: &Path, image: &Path, to: &Path) -> Result<()> {
     let is_library = |package: &str| package.starts_with("lib") || package == "zlib1g";
     let place = dir.join("tools/bpftool");
     let bpftool = Program::packaged(cache, BPFTOOL_SUITE, "bpftool", is_library, (&place, "bpftool"))?;
-    let partial = to.with_extension("partial");
+    let vmlinux = to.with_extension("elf");
+    unpack(cache, dir, image, &vmlinux)?;
     let mut command = bpftool.command()?;
-    command.args(["btf", "dump", "file"]).arg(vmlinux).args(["format", "c"]);
-    process::run(command.stdin(Stdio::null()).stdout(create(&partial)?))
-        .with_context(|| format!("cannot read the type information of {}", vmlinux.display()))?;
-    fs::rename(&partial, to).with_context(|| format!("cannot create {}", to.display()))
+    command.args(["btf", "dump", "file"]).arg(&vmlinux).args(["format", "c"]);
+    process::run(command.stdin(Stdio::null()).stdout(create(to)?))
+        .with_context(|| format!("cannot read the type information of {}", image.display()))?;
+    fs::remove_file(&vmlinux).with_context(|| format!("cannot remove {}", vmlinux.display()))
 }
 
 fn create(path: &Path) -> Result<File> {

@@ -2,6 +2,7 @@
 
 use std::{
     cell::Cell,
+    fmt,
     fs::{self, File},
     io::Write as _,
     os::unix::fs::PermissionsExt as _,
@@ -25,7 +26,7 @@ const SCRIPT: &str = "mkfifo /root/orders; exec 3<>/root/orders; \
 const PATIENCE: Duration = Duration::from_secs(2);
 
 /// What an actor is to do.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy)]
 pub(crate) struct Part {
     /// The word for the device.
     pub(crate) word: &'static str,
@@ -35,6 +36,13 @@ pub(crate) struct Part {
     pub(crate) next: &'static str,
     /// Whether the process is moved out of its cgroup before.
     pub(crate) moved: bool,
+}
+
+impl fmt::Display for Part {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let place = if self.moved { "outside of its cgroup" } else { "where it is" };
+        write!(f, "{} by the {} thread {place}, then {}", self.word, self.thread, self.next)
+    }
 }
 
 /// A container of each runtime, in pods of their own. Fields in the order in which they go away.

@@ -38,12 +38,9 @@ fn tampering_is_found_and_the_same_steps_without_it_are_not() -> Result<()> {
     let cases =
         WAYS.into_iter().flat_map(|(word, rule)| parts(word).into_iter().map(move |part| (part, rule)));
     for ((part, rule), cast) in cases.zip(stage.casts.iter().cycle()) {
-        match stage
-            .actor(cast, part)
-            .and_then(|actor| Ok((found(&stage, cast, &actor, (part, rule))?, actor)))
-        {
-            Ok(((), actor)) => expected.push((rule.to_owned(), u64::from(actor.pid))),
-            Err(error) => wrong.push(format!("{part:?}: {error:#}")),
+        match found(&stage, cast, part, rule) {
+            Ok(actor) => expected.push((rule.to_owned(), actor.pid.into())),
+            Err(error) => wrong.push(format!("{part}: {error:#}")),
         }
         if wrong.len() >= ENOUGH {
             break;
@@ -67,14 +64,15 @@ fn without(stage: &Stage) -> Result<()> {
     nothing_but(stage, Vec::new())
 }
 
-/// Waits for the critical finding about what `actor` does, and holds it against what is known.
-fn found(stage: &Stage, cast: &Cast, actor: &Actor, (part, rule): (Part, &str)) -> Result<()> {
+/// Has `part` played, waits for the critical finding about it, and holds it against what is known.
+fn found(stage: &Stage, cast: &Cast, part: Part, rule: &str) -> Result<Actor> {
+    let actor = stage.actor(cast, part)?;
     let about =
         |line: &Line| line.text("/finding/rule/id") == Some(rule) && pid(line) == Some(actor.pid.into());
     let start = actor.act()?;
     let line = stage.agent.wait_for(about, LIMIT * slowdown())?;
     let hook = line.text("/hook").unwrap_or("?");
-    println!("{part:?}: {rule} at {hook} after {:.1?}", line.at - start);
+    println!("{part}: {rule} at {hook} after {:.1?}", line.at - start);
     for (pointer, expected) in [
         ("/finding/rule/severity", "critical"),
         ("/finding/status", "opened"),
@@ -86,7 +84,7 @@ fn found(stage: &Stage, cast: &Cast, actor: &Actor, (part, rule): (Part, &str)) 
     }
     // whoever does nothing is seen by nothing but the sweep
     ensure!(part.next != "idle" || hook == "task_iter", "found at {hook}, though it did nothing");
-    Ok(())
+    Ok(actor)
 }
 
 /// Holds that there is one finding for each rule and process `expected`, and nothing else: neither of another rule,
