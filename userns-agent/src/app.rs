@@ -34,6 +34,9 @@ const COUNTS: Duration = Duration::from_secs(1);
 /// Records taken from a ring before looking at the others again.
 const BATCH: usize = 256;
 
+/// What a sweep makes up for.
+const MADE_UP_FOR: [Counter; 2] = [Counter::LineageFailed, Counter::EvidenceLost];
+
 /// Why the agent cannot run.
 #[derive(Debug, Error)]
 pub enum RunError {
@@ -103,8 +106,8 @@ struct App {
     sources: setup::Sources,
     outputs: Outputs,
     clock: setup::Clock,
-    /// Tasks that got no lineage, as far as a sweep has looked after them.
-    without_lineage: u64,
+    /// [`MADE_UP_FOR`], as far as a sweep has looked after them.
+    made_up_for: u64,
     /// A sweep under way.
     sweeping: Option<JoinHandle<Swept>>,
     /// Reused between inputs.
@@ -245,10 +248,9 @@ impl App {
         let health = self.health();
         let counters = self.loaded.counters();
         self.outputs.count(&self.engine.stats(), &counters, self.loaded.nr_watched(), &health);
-        let without: u64 =
-            counters.iter().filter(|(counter, _)| *counter == Counter::LineageFailed).map(|row| row.1).sum();
-        if without > self.without_lineage && self.sweeping.is_none() {
-            self.without_lineage = without;
+        let without: u64 = counters.iter().filter(|row| MADE_UP_FOR.contains(&row.0)).map(|row| row.1).sum();
+        if without > self.made_up_for && self.sweeping.is_none() {
+            self.made_up_for = without;
             self.sweep();
         }
     }

@@ -283,7 +283,7 @@ impl<'a> Reader<'a> {
             entry_mnt: self.u64()?,
             told_caps: self.u64()?,
             foreign: self.u32()?,
-            reserved: self.u32()?,
+            told: self.u32()?,
         })
     }
 

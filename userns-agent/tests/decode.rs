@@ -59,7 +59,7 @@ fn record() -> TaskRecord {
                 entry_mnt: 67,
                 told_caps: 68,
                 foreign: 69,
-                reserved: 70,
+                told: 70,
             },
             comm: *b"sh\xff\n\0garbage....",
         },

@@ -173,6 +173,9 @@ pub mod reason {
     pub const FOREIGN_NAMESPACE: u32 = 1 << 6;
     /// The task is in a cgroup outside of its container's.
     pub const LEFT_CGROUP: u32 = 1 << 7;
+    /// The subjective credentials' user namespace (`task->cred`) is neither the pod's nor below it, at a point where
+    /// nothing in the kernel has swapped them: at fork, at exit, and when a namespace call returns.
+    pub const ACTS_OUTSIDE: u32 = 1 << 8;
 }
 
 /// Bits for kinds of namespaces, as [`crate::record::Lineage::foreign`] holds them. Time namespaces are always the
@@ -212,16 +215,10 @@ pub mod origin {
 pub mod lineage {
     /// Executed a program in a mount namespace other than the one it was brought in from: no longer a runtime.
     pub const WORKLOAD: u32 = 1 << 0;
-    /// [`super::reason::LEFT_USERNS`] was reported for this lineage.
-    pub const TOLD_LEFT: u32 = 1 << 1;
-    /// [`super::reason::ID_OUTSIDE_MAP`] was reported.
-    pub const TOLD_IDS: u32 = 1 << 2;
-    /// [`super::reason::PAST_GRACE`] was reported.
-    pub const TOLD_GRACE: u32 = 1 << 3;
-    /// [`super::reason::LEFT_CGROUP`] was reported.
-    pub const TOLD_CGROUP: u32 = 1 << 4;
     /// The task is about to end: nothing is put off any more.
-    pub const ENDING: u32 = 1 << 5;
+    pub const ENDING: u32 = 1 << 1;
+    /// The record of its entry or of its first program was lost: the sweep makes up for it.
+    pub const OWED: u32 = 1 << 2;
 }
 
 /// What has been told of a container whose tasks were found there rather than seen to enter: one record is enough.

@@ -125,8 +125,8 @@ pub struct Lineage {
     /// Bits of [`crate::kind::namespace`]: namespaces that belong to another user namespace than the pod's, as found
     /// when the first program ran or reported since.
     pub foreign: u32,
-    /// Keeps the struct free of padding.
-    pub reserved: u32,
+    /// Bits of [`crate::kind::reason`] that were reported for this lineage: each is told once.
+    pub told: u32,
 }
 
 /// Value of the task storage.

@@ -58,6 +58,9 @@ impl Found {
     }
 }
 
+/// Credentials that left, whichever: the same escape.
+const LEFT: u32 = reason::LEFT_USERNS | reason::ACTS_OUTSIDE;
+
 /// The watched cgroup with this id, unless it is a runtime's monitor.
 #[inline(always)]
 pub(crate) fn watched(id: u64) -> Option<WatchedCgroup> {
@@ -87,7 +90,7 @@ pub(crate) fn begin(
         entry_mnt,
         told_caps: 0,
         foreign: 0,
-        reserved: 0,
+        told: 0,
     };
     look_inside(task, &mut new);
     task.set_lineage(new)
@@ -98,14 +101,25 @@ pub(crate) fn begin(
 pub(crate) fn enter(task: Task, cgroup: &WatchedCgroup, origin: u32, entry_mnt: u64, hook: Hook) {
     let Some(lineage) = begin(task, cgroup, origin, entry_mnt) else { return };
     // found at work in a container: whatever brought it in is done
-    let reasons = if origin == origin::ADOPTED && in_container(task, lineage) {
+    if origin == origin::ADOPTED && in_container(task, lineage) {
         works(task, lineage);
-        if lineage.state == state::INSIDE { reason::FIRST_WORKLOAD } else { reason::HOST_WORKLOAD }
-    } else {
-        0
-    };
-    if origin != origin::ADOPTED || worth_telling(task, lineage) {
-        emit::task(task, lineage, &Report::new(EventKind::Entry, hook, Ring::Evidence, reasons));
+    }
+    if origin == origin::ADOPTED && !worth_telling(task, lineage) {
+        return;
+    }
+    let report = Report::new(EventKind::Entry, hook, Ring::Evidence, entered(lineage));
+    if !emit::task(task, lineage, &report) {
+        lineage.flags |= flag::OWED;
+    }
+}
+
+/// What an entry proves: bits of [`reason`].
+#[inline(always)]
+pub(crate) fn entered(lineage: &Lineage) -> u32 {
+    match (lineage.flags & flag::WORKLOAD, lineage.state) {
+        (0, _) => 0,
+        (_, state::INSIDE) => reason::FIRST_WORKLOAD,
+        _ => reason::HOST_WORKLOAD,
     }
 }
 
@@ -190,7 +204,7 @@ pub(crate) fn inspect(task: Task, lineage: &mut Lineage) -> Found {
     }
     let mut found = check_userns(task, lineage);
     if lineage.flags & flag::WORKLOAD != 0 {
-        if lineage.flags & flag::TOLD_IDS == 0 && ids_outside(task) {
+        if lineage.told & reason::ID_OUTSIDE_MAP == 0 && ids_outside(task) {
             found = found.and(Found(reason::ID_OUTSIDE_MAP));
         }
         let foreign = foreign(task, lineage) & !lineage.foreign;
@@ -205,18 +219,30 @@ pub(crate) fn inspect(task: Task, lineage: &mut Lineage) -> Found {
 #[inline(always)]
 pub(crate) fn check_userns(task: Task, lineage: &Lineage) -> Found {
     let ns = task.user_ns();
-    if ns.address() == lineage.userns || lineage.flags & flag::TOLD_LEFT != 0 || descends(ns, lineage) {
+    if ns.address() == lineage.userns || lineage.told & LEFT != 0 || descends(ns, lineage) {
         Found::NOTHING
     } else {
         Found(reason::LEFT_USERNS)
     }
 }
 
+/// Also finds subjective credentials that left, of the running task at a point where no file system has swapped in its
+/// own.
+#[inline(always)]
+pub(crate) fn inspect_at_rest(task: Task, lineage: &mut Lineage) -> Found {
+    let found = inspect(task, lineage);
+    let acts_outside = lineage.state == state::INSIDE
+        && lineage.told & LEFT == 0
+        && task.subjective_user_ns().is_some_and(|ns| !descends(ns, lineage));
+    found.and(Found(opaque(if acts_outside { reason::ACTS_OUTSIDE } else { 0 })))
+}
+
 /// Finds a task that has stayed ENTERING past the grace period, once a lineage.
 #[inline(always)]
 pub(crate) fn check_grace(lineage: &Lineage) -> Found {
     let late = lineage.state == state::ENTERING
-        && lineage.flags & (flag::WORKLOAD | flag::TOLD_GRACE) == 0
+        && lineage.flags & flag::WORKLOAD == 0
+        && lineage.told & reason::PAST_GRACE == 0
         && past_grace(lineage);
     Found(opaque(if late { reason::PAST_GRACE } else { 0 }))
 }
@@ -224,7 +250,7 @@ pub(crate) fn check_grace(lineage: &Lineage) -> Found {
 /// Finds a task in a cgroup that is neither its container's nor below it, once a lineage.
 #[inline(always)]
 pub(crate) fn check_cgroup(cgroup: Cgroup, lineage: &Lineage) -> Found {
-    let settled = lineage.state == state::INSIDE && lineage.flags & flag::TOLD_CGROUP == 0;
+    let settled = lineage.state == state::INSIDE && lineage.told & reason::LEFT_CGROUP == 0;
     let left = settled && !cgroup.is_within(lineage.container);
     Found(opaque(if left { reason::LEFT_CGROUP } else { 0 }))
 }
@@ -254,17 +280,7 @@ pub(crate) fn tell(task: Task, lineage: &mut Lineage, found: Found, hook: Hook) 
 /// Takes note that something was told, so that it is not told again. What was lost is found again at the next hook.
 #[inline(always)]
 pub(crate) fn told(lineage: &mut Lineage, found: Found) {
-    const FLAGS: [(u32, u32); 4] = [
-        (reason::LEFT_USERNS, flag::TOLD_LEFT),
-        (reason::ID_OUTSIDE_MAP, flag::TOLD_IDS),
-        (reason::PAST_GRACE, flag::TOLD_GRACE),
-        (reason::LEFT_CGROUP, flag::TOLD_CGROUP),
-    ];
-    for (reason, flag) in FLAGS {
-        if found.0 & reason != 0 {
-            lineage.flags |= flag;
-        }
-    }
+    lineage.told |= found.reasons();
     lineage.foreign |= found.foreign();
 }
 

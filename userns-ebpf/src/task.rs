@@ -135,6 +135,16 @@ impl Task {
         UserNs::from_arg(unsafe { follow(self.real_cred(), setting!(offsets.cred_user_ns)) })
     }
 
+    /// User namespace of the subjective credentials, if these are others than the objective ones.
+    #[inline(always)]
+    pub(crate) fn subjective_user_ns(self) -> Option<UserNs> {
+        // SAFETY: typed pointers, offsets from BTF.
+        unsafe {
+            let cred: *const c_void = follow(self.0, setting!(offsets.task_cred));
+            (cred != self.real_cred()).then(|| UserNs::from_arg(follow(cred, setting!(offsets.cred_user_ns))))
+        }
+    }
+
     /// Whether `cred` are its objective credentials, and `userns` the address of their user namespace.
     #[inline(always)]
     pub(crate) fn acts_as(self, cred: *const c_void, userns: u64) -> bool {

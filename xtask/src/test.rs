@@ -11,7 +11,7 @@ use std::{
 use anyhow::{Context as _, Result, bail};
 
 use crate::{
-    build, fuzz, process, run,
+    bench, build, fuzz, process, run,
     setup::{self, Purpose},
     steps::Steps,
     vm::{self, TestResult},
@@ -166,6 +166,7 @@ fn node_tests(
 }
 
 fn container_tests(steps: &mut Steps, workspace: &Workspace, agent: &Path, node: &mut Tally) -> Result<()> {
+    let inside = bench::build_inside(steps, workspace)?;
     steps.step("node tests", "the agent against real containers on this kernel", || {
         let mut cargo = workspace.cargo("test");
         cargo.args(["--package", "xtask"]);
@@ -173,7 +174,7 @@ fn container_tests(steps: &mut Steps, workspace: &Workspace, agent: &Path, node:
             cargo.args(["--test", &name]);
         }
         cargo.args(["--", "--test-threads=1", "--nocapture"]);
-        cargo.env("USERNS_AGENT_BIN", agent).env(NODE_TESTS, "1");
+        cargo.env("USERNS_AGENT_BIN", agent).env("USERNS_BENCH_BIN", &inside).env(NODE_TESTS, "1");
         count_tests(&mut cargo, node)
     })
 }

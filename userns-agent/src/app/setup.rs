@@ -114,7 +114,7 @@ pub(super) async fn start(config: &Config) -> Result<App, RunError> {
         sources,
         outputs,
         clock: Clock,
-        without_lineage: 0,
+        made_up_for: 0,
         sweeping: None,
         decided: Vec::new(),
     };

@@ -164,7 +164,8 @@ impl Engine {
         };
         let container = CgroupId(task.task.lineage.container);
         // credentials that left are told at once, whatever else is known
-        let waits = event.reasons & reason::LEFT_USERNS == 0 && self.state.container(container).is_none();
+        let left = event.reasons & (reason::LEFT_USERNS | reason::ACTS_OUTSIDE) != 0;
+        let waits = !left && self.state.container(container).is_none();
         if !waits {
             self.happened(event, out);
             return;

@@ -6,7 +6,8 @@ const LEAST_CONTAINERS: u64 = 1024;
 const BYTES_PER_CONTAINER: u64 = 8 << 20;
 const LEAST_EVIDENCE: u64 = 512 << 10;
 const LEAST_BULK: u64 = 1 << 20;
-const EVIDENCE_PER_CPU: u64 = 128 << 10;
+/// An agent that starts is told of each container at once, a record of 1.6 KiB, and reads meanwhile.
+const EVIDENCE_PER_CONTAINER: u64 = 1 << 10;
 const BULK_PER_CPU: u64 = 512 << 10;
 const MOST_EVIDENCE: u64 = 8 << 20;
 const MOST_BULK: u64 = 16 << 20;
@@ -34,8 +35,8 @@ impl Machine {
 ///
 /// With `C` containers, the memory divided by 8 MiB, at least 1024 and at most the configured `max_containers`:
 /// 4 C watched cgroups (a pod's directory, its containers, and what these make below), C budgets, 4 C rows of counted
-/// operations. The evidence ring has 128 KiB a CPU (512 KiB to 8 MiB), the bulk ring 512 KiB a CPU (1 to 16 MiB), both
-/// rounded up to a power of two.
+/// operations. The evidence ring has 1 KiB a container (512 KiB to 8 MiB), the bulk ring 512 KiB a CPU (1 to 16 MiB),
+/// both rounded up to a power of two.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Sizes {
     /// Watched cgroups.
@@ -55,15 +56,13 @@ impl Sizes {
     #[must_use]
     pub fn new(machine: Machine, max_containers: u64) -> Self {
         let containers = (machine.memory / BYTES_PER_CONTAINER).max(LEAST_CONTAINERS).min(max_containers);
-        let ring = |per_cpu: u64, least: u64, most: u64| {
-            to_u32((machine.cpus.saturating_mul(per_cpu)).clamp(least, most).next_power_of_two())
-        };
+        let ring = |bytes: u64, least: u64, most: u64| to_u32(bytes.clamp(least, most).next_power_of_two());
         Self {
             cgroups: to_u32(containers.saturating_mul(4)),
             budgets: to_u32(containers),
             aggregates: to_u32(containers.saturating_mul(4)),
-            evidence: ring(EVIDENCE_PER_CPU, LEAST_EVIDENCE, MOST_EVIDENCE),
-            bulk: ring(BULK_PER_CPU, LEAST_BULK, MOST_BULK),
+            evidence: ring(containers.saturating_mul(EVIDENCE_PER_CONTAINER), LEAST_EVIDENCE, MOST_EVIDENCE),
+            bulk: ring(machine.cpus.saturating_mul(BULK_PER_CPU), LEAST_BULK, MOST_BULK),
         }
     }
 
@@ -97,11 +96,12 @@ mod tests {
         let large = Sizes::new(Machine { memory: 1 << 40, cpus: 256 }, 8192);
         assert_eq!((large.budgets, large.evidence, large.bulk), (8192, 8 << 20, 16 << 20));
         let odd = Sizes::new(Machine { memory: 24 << 30, cpus: 12 }, 8192);
-        assert_eq!((odd.budgets, odd.evidence, odd.bulk), (3072, 2 << 20, 8 << 20));
+        assert_eq!((odd.budgets, odd.evidence, odd.bulk), (3072, 4 << 20, 8 << 20));
     }
 
     #[test]
     fn the_configured_bound_wins() {
-        assert_eq!(Sizes::new(Machine { memory: 1 << 40, cpus: 4 }, 64).budgets, 64);
+        let sizes = Sizes::new(Machine { memory: 1 << 40, cpus: 4 }, 64);
+        assert_eq!((sizes.budgets, sizes.evidence), (64, 512 << 10));
     }
 }

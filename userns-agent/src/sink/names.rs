@@ -2,7 +2,7 @@
 
 use userns_common::{caps, kind};
 
-use crate::event::{lineage, origin, state};
+use crate::event::{Lineage, lineage, origin, reason, state};
 
 /// Names of the capabilities in a set; `CAP_41` and so on for those newer than this agent.
 pub(super) fn capabilities(set: u64) -> Vec<String> {
@@ -65,16 +65,22 @@ pub(super) fn lineage_origin(number: u32) -> Option<&'static str> {
     }
 }
 
+/// Flags of a lineage in the lower half, reasons told in the upper one.
 const LINEAGE: &[(u64, &str)] = &[
     (lineage::WORKLOAD as u64, "workload"),
-    (lineage::TOLD_LEFT as u64, "told_left"),
-    (lineage::TOLD_IDS as u64, "told_ids"),
-    (lineage::TOLD_GRACE as u64, "told_grace"),
+    (lineage::ENDING as u64, "ending"),
+    (lineage::OWED as u64, "owed"),
+    ((reason::LEFT_USERNS as u64) << 32, "told_left"),
+    ((reason::ID_OUTSIDE_MAP as u64) << 32, "told_ids"),
+    ((reason::PAST_GRACE as u64) << 32, "told_grace"),
+    ((reason::FOREIGN_NAMESPACE as u64) << 32, "told_namespace"),
+    ((reason::LEFT_CGROUP as u64) << 32, "told_cgroup"),
+    ((reason::ACTS_OUTSIDE as u64) << 32, "told_acts"),
 ];
 
-/// Flags of a lineage.
-pub(super) fn lineage_flags(flags: u32) -> Vec<String> {
-    flag_names(flags.into(), LINEAGE)
+/// Flags of a lineage, and what was told of it.
+pub(super) fn lineage_flags(lineage: &Lineage) -> Vec<String> {
+    flag_names(u64::from(lineage.told) << 32 | u64::from(lineage.flags), LINEAGE)
 }
 
 /// include/uapi/linux/sched.h
@@ -143,7 +149,9 @@ mod tests {
         assert_eq!(error(-1), Some("EPERM"));
         assert_eq!((error(0), error(-4095), error(i32::MIN)), (None, None, None));
         assert_eq!((lineage_state(0), lineage_state(2)), ("outside", "inside"));
-        assert_eq!(lineage_flags(0b101), ["workload", "told_ids"]);
+        let lineage =
+            Lineage { flags: lineage::WORKLOAD, told: reason::ID_OUTSIDE_MAP, ..Lineage::default() };
+        assert_eq!(lineage_flags(&lineage), ["workload", "told_ids"]);
     }
 
     #[test]

@@ -9,7 +9,7 @@ use crate::core::finding::{
 use crate::core::rules::{Rule, RuleId};
 use crate::event::{
     Ancestor, Call, CapSets, CgroupId, Extent, IdMap, Ids, Image, Lineage, Namespaces, Nanos, Operation,
-    PodUid, ProcessId, Relation, Task, TaskEvent, UserNs, lineage, origin, state,
+    PodUid, ProcessId, Relation, Task, TaskEvent, UserNs, lineage, origin, reason, state,
 };
 
 pub(super) const CLOCK: WallClock = WallClock { boot: 1_767_225_600_000_000_000 };
@@ -74,7 +74,8 @@ fn task() -> Task {
         lineage: Lineage {
             state: state::INSIDE,
             origin: origin::ATTACHED,
-            flags: lineage::WORKLOAD | lineage::TOLD_LEFT,
+            flags: lineage::WORKLOAD,
+            told: reason::LEFT_USERNS,
             entered_ns: 90 * SECOND,
             container: 9001,
             ..Lineage::default()

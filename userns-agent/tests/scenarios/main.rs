@@ -60,6 +60,17 @@ fn i1_fires_at_once_though_the_container_is_unknown() {
 }
 
 #[test]
+fn i1_fires_for_subjective_credentials_that_nothing_explains() {
+    let mut world = World::new();
+    world.recorded(1, BASE);
+    let container = world.honest_start(1, 50, 7, BASE);
+    world.suspect(container, &Actor::inside(51, 7, BASE), Hook::Exit, reason::ACTS_OUTSIDE);
+    let finding = world.only(RuleId::I1);
+    assert_eq!(finding.severity, Severity::Critical);
+    assert!(finding.why.contains("subjective credentials"), "{}", finding.why);
+}
+
+#[test]
 fn i1_silent_below_the_pods_namespace() {
     let mut world = World::new();
     world.recorded(1, BASE);

@@ -33,23 +33,26 @@ fn task_newtask(ctx: BtfTracePointContext) -> i32 {
 
 #[inline(always)]
 fn inherited(parent: Task, of_parent: &mut Lineage, child: Task, flags: u64) {
-    let found = lineage::inspect(parent, of_parent);
+    let found = lineage::inspect_at_rest(parent, of_parent);
     // what the parent is told for is not told again for the child; what is lost is found again in the parent
     let mut copy = *of_parent;
     lineage::told(&mut copy, found);
-    let Some(of_child) = child.set_lineage(copy) else {
-        lineage::tell(parent, of_parent, found, Hook::NewTask);
-        return;
+    let of_child = child.set_lineage(copy);
+    let (task, lineage, found) = match of_child {
+        Some(of_child) if found.is_nothing() && of_child.state == state::INSIDE => {
+            if flags & CLONE_NEWUSER != 0 {
+                let call = namespaces::Call { operation: Operation::CloneNewUser, ret: 0, flags, fd: 0 };
+                namespaces::tell(child, of_child, Found::NOTHING, &call, Hook::NewTask);
+            }
+            return;
+        }
+        Some(of_child) if found.is_nothing() => {
+            let found = lineage::inspect(child, of_child);
+            (child, of_child, found)
+        }
+        _ => (parent, of_parent, found),
     };
-    if !found.is_nothing() {
-        lineage::tell(parent, of_parent, found, Hook::NewTask);
-    } else if of_child.state != state::INSIDE {
-        let found = lineage::inspect(child, of_child);
-        lineage::tell(child, of_child, found, Hook::NewTask);
-    } else if flags & CLONE_NEWUSER != 0 {
-        let call = namespaces::Call { operation: Operation::CloneNewUser, ret: 0, flags, fd: 0 };
-        namespaces::tell(child, of_child, Found::NOTHING, &call, Hook::NewTask);
-    }
+    lineage::tell(task, lineage, found, Hook::NewTask);
 }
 
 /// A task whose parent is in no pod: in one itself only if `CLONE_INTO_CGROUP` put it there, or if the parent is in
@@ -113,6 +116,8 @@ fn executed(task: Task, lineage: &mut Lineage, bprm: *const c_void) {
     } else if news == reason::HOST_WORKLOAD {
         // lost: the next program tells
         lineage.flags &= !flag::WORKLOAD;
+    } else if news == reason::FIRST_WORKLOAD {
+        lineage.flags |= flag::OWED;
     }
 }
 
@@ -123,7 +128,7 @@ fn sched_process_exit(ctx: BtfTracePointContext) -> i32 {
     tracked.lineage.flags |= flag::ENDING;
     capable::settle(task, tracked);
     let lineage = &mut tracked.lineage;
-    let found = lineage::inspect(task, lineage);
+    let found = lineage::inspect_at_rest(task, lineage);
     lineage::tell(task, lineage, found, Hook::Exit);
     let everyday = lineage.state == state::INSIDE;
     if task.is_last_thread() && (!everyday || emit::affordable(lineage.container, Everyday::Exit)) {

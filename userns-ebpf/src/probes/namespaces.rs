@@ -90,7 +90,7 @@ fn open_tree_attr(ret: i32) {
 fn returned(operation: Operation, hook: Hook, flags: usize, ret: i32) {
     let task = Task::current();
     let Some(lineage) = task.lineage() else { return };
-    let found = lineage::inspect(task, lineage);
+    let found = lineage::inspect_at_rest(task, lineage);
     let call = Call { operation, ret, flags: task.syscall_arg(flags), fd: task.syscall_arg(0) };
     tell(task, lineage, found, &call, hook);
 }

@@ -6,8 +6,9 @@
 
 use core::ffi::c_void;
 
-use userns_common::kind::{Counter, Hook, origin};
+use userns_common::kind::{Counter, EventKind, Hook, lineage as flag, origin};
 
+use crate::emit::{self, Report};
 use crate::lineage;
 use crate::maps::count;
 use crate::probes::capable;
@@ -34,7 +35,16 @@ extern "C" fn sweep(ctx: *const *const c_void) -> i32 {
             let found = lineage::inspect(task, lineage)
                 .and(lineage::check_grace(lineage))
                 .and(lineage::check_cgroup(task.cgroup(), lineage));
-            lineage::tell(task, lineage, found, Hook::TaskIter);
+            if lineage.flags & flag::OWED == 0 {
+                lineage::tell(task, lineage, found, Hook::TaskIter);
+                return 0;
+            }
+            let mut report = Report::of(found, EventKind::Entry, Hook::TaskIter);
+            report.reasons |= lineage::entered(lineage);
+            if emit::task(task, lineage, &report) {
+                lineage::told(lineage, found);
+                lineage.flags &= !flag::OWED;
+            }
         }
         None => {
             let Some(watched) = lineage::watched(task.cgroup().id()) else { return 0 };

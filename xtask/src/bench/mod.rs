@@ -23,6 +23,7 @@ use crate::{
     workspace::{Profile, Workspace},
 };
 
+pub mod attempts;
 mod bpftrace;
 mod delays;
 mod empty;
@@ -182,11 +183,20 @@ fn build_programs(steps: &mut Steps, workspace: &Workspace, agent: Option<PathBu
         Some(agent) => agent,
         None => build::agent(steps, workspace, &object, Profile::Release)?,
     };
-    let bench = steps.step("build bench", "what runs in guests and containers, linked statically", || {
+    let bench = build_inside(steps, workspace)?;
+    Ok(Programs { agent, empty, bench })
+}
+
+/// Builds the program for guests and containers, and returns its path.
+///
+/// # Errors
+///
+/// When it does not compile.
+pub(crate) fn build_inside(steps: &mut Steps, workspace: &Workspace) -> Result<PathBuf> {
+    steps.step("build bench", "what runs in guests and containers, linked statically", || {
         let mut cargo = workspace.cargo("rustc");
-        cargo.args(["--quiet", "--package", "xtask", "--bin", guest::PROGRAM]);
+        cargo.args(["--package", "xtask", "--bin", guest::PROGRAM]);
         process::run(cargo.args(["--", "-C", "target-feature=+crt-static"]))?;
         Ok(workspace.target().join("debug").join(guest::PROGRAM))
-    })?;
-    Ok(Programs { agent, empty, bench })
+    })
 }

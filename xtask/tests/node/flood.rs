@@ -49,7 +49,7 @@ impl Counts {
         let started = Instant::now();
         let mut last = read()?;
         loop {
-            std::thread::sleep(Duration::from_millis(1200));
+            std::thread::sleep(Duration::from_millis(2500));
             let next = read()?;
             if next.generated() == last.generated() && next.delivered() == last.delivered() {
                 return Ok(next);
@@ -121,7 +121,8 @@ fn a_million_denied_attempts_hide_nothing() -> Result<()> {
     };
     let (noisy_pod, quiet_pod) = (pod("noisy", noisy)?, pod("quiet", quiet)?);
     let mut attempts = Attempts::new(program.as_ref(), &open.0.join("worker"), &noisy_pod, noisy)?;
-    let agent = node.agent(&[])?;
+    // what a task keeps to itself is counted by the sweep at the latest
+    let agent = node.agent(&["--sweep-interval", "1s"])?;
     let count = ATTEMPTS / slowdown();
     let before = Counts::settled(&agent)?;
     let (cpu, resident) = usage(agent.pid())?;
@@ -168,16 +169,21 @@ fn what_a_storm_of_programs_may_not_tell_is_told_as_a_number() -> Result<()> {
     let programs = PROGRAMS / slowdown();
     let script = format!("i=0; while [ $i -lt {programs} ]; do /bin/true; i=$((i+1)); done; exec sleep 600");
     let args = vec!["/bin/sh".to_owned(), "-c".to_owned(), script];
-    let spec = ContainerSpec { runtime: RuntimeName::Crun, mapping: Some(range.mapping()), args, ..ContainerSpec::default() };
+    let spec = ContainerSpec {
+        runtime: RuntimeName::Crun,
+        mapping: Some(range.mapping()),
+        args,
+        ..ContainerSpec::default()
+    };
     let container = pod.run(spec)?;
     let after = Counts::settled(&agent)?;
     after.add_up()?;
     let suppressed = after.suppressed();
     let told = || -> u64 {
         let lines = agent.lines();
-        let of_pod = lines.iter().filter(|line| {
-            line.is_event("suppressed") && line.text("/pod/uid") == Some(pod.uid())
-        });
+        let of_pod = lines
+            .iter()
+            .filter(|line| line.is_event("suppressed") && line.text("/pod/uid") == Some(pod.uid()));
         of_pod.filter_map(|line| line.json["count"].as_u64()).sum()
     };
     let started = Instant::now();

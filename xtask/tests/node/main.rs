@@ -9,6 +9,7 @@ mod cli;
 mod core;
 mod cost;
 mod day;
+mod flood;
 mod leftovers;
 mod restart;
 mod rounds;

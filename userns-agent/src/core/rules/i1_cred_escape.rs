@@ -19,7 +19,9 @@ pub(super) const RULE: Rule = Rule {
              setns needs CAP_SYS_ADMIN in the target, and unshare and clone only go down. Its credentials were \
              overwritten inside the kernel.",
     evidence: "`real_cred->user_ns` compared with the namespace the process's lineage was first seen in, at fork, exec, \
-               exit, capability checks, namespace calls, and by the periodic sweep of all tasks.",
+               exit, capability checks, namespace calls, and by the periodic sweep of all tasks. Subjective credentials \
+               (`cred`) are compared too where nothing can have swapped them: at fork, exit and the return of \
+               namespace calls.",
     exceptions: "None. Overlayfs and others swap `cred` for the mounter's; `real_cred`, which this rule reads, stays.",
     respond: "Treat the node as compromised: cordon it, keep it for forensics, move its workloads, rotate every secret \
               that was on it. Killing the process does not undo what it did.",
@@ -27,25 +29,35 @@ pub(super) const RULE: Rule = Rule {
 
 pub(super) fn on_task(observed: &Observed<'_>) -> Vec<Detection> {
     let task = &observed.event.task;
-    let now_in = task.pod_userns.map_or(0, |ns| ns.inum);
-    // the kernel tells once a lineage: what the process and its children do next is the same escape
-    if observed.reasons & reason::LEFT_USERNS == 0
-        || task.lineage.state != state::INSIDE
-        || now_in == task.lineage.userns_inum
-    {
+    if task.lineage.state != state::INSIDE {
         return Vec::new();
     }
-    let (was, is) = (task.lineage.userns_inum, task.userns.inum);
-    let place = if task.pod_userns.is_none() { "the host's" } else { "another" };
-    let why = format!(
-        "process {} comes from the pod's user namespace {was} and now has credentials of {place} user namespace {is}; \
-         no system call leads there, so its credentials were replaced inside the kernel",
-        who(observed.event)
-    );
+    let was = task.lineage.userns_inum;
+    let now_in = task.pod_userns.map_or(0, |ns| ns.inum);
+    let who = who(observed.event);
+    // the kernel tells once a lineage: what the process and its children do next is the same escape
+    let (confidence, why) = if observed.reasons & reason::LEFT_USERNS != 0 && now_in != was {
+        let place = if task.pod_userns.is_none() { "the host's" } else { "another" };
+        let is = task.userns.inum;
+        let why = format!(
+            "process {who} comes from the pod's user namespace {was} and now has credentials of {place} user namespace \
+             {is}; no system call leads there, so its credentials were replaced inside the kernel"
+        );
+        (Confidence::Certain, why)
+    } else if observed.reasons & reason::ACTS_OUTSIDE != 0 {
+        let why = format!(
+            "process {who} comes from the pod's user namespace {was} and acts with credentials that are neither its own \
+             nor of that namespace, though nothing in the kernel is at work on its behalf: its subjective credentials \
+             were replaced inside the kernel"
+        );
+        (Confidence::High, why)
+    } else {
+        return Vec::new();
+    };
     vec![Detection {
         scope: Scope::Process(CgroupId(task.lineage.container), task.process),
         severity: Severity::Critical,
-        confidence: Confidence::Certain,
+        confidence,
         time: observed.time,
         why,
         task: Some(Box::new(observed.event.clone())),

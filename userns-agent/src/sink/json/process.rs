@@ -263,7 +263,7 @@ impl LineageView {
         Self {
             state: names::lineage_state(lineage.state),
             origin: names::lineage_origin(lineage.origin),
-            flags: names::lineage_flags(lineage.flags),
+            flags: names::lineage_flags(lineage),
             entered_at: (entered.0 != 0).then(|| clock.rfc3339(entered)),
         }
     }

