@@ -263,6 +263,7 @@ impl App {
 
     /// Walks cgroupfs, looks runtimes up again, and begins to visit every task.
     fn sweep(&mut self) {
+        self.outputs.programs(&self.loaded.programs());
         // some milliseconds of reading directories
         let facts = tokio::task::block_in_place(|| self.walker.walk(&mut self.loaded, self.clock));
         self.learn(facts);

@@ -17,6 +17,7 @@ use crate::event::{CgroupId, Counter, Event, Told};
 use crate::host::proc::ProcFs;
 use crate::host::{SourceHealth, SourceState};
 use crate::kernel::load::SweepError;
+use crate::kernel::programs::Program;
 use crate::kernel::status::Probe;
 use crate::sink::http::{self, StatusSource};
 use crate::sink::memory::Memory;
@@ -169,10 +170,13 @@ impl Outputs {
         self.status.update(|status| status.probes = probes);
     }
 
-    /// Takes note of what the programs were for the verifier.
-    pub(super) fn verified(&self, programs: &[(String, u32)]) {
-        for (program, instructions) in programs {
-            self.metrics.program_verified(program, *instructions);
+    /// Takes note of what the kernel tells of the programs.
+    pub(super) fn programs(&self, programs: &[Program]) {
+        for program in programs {
+            if let Some(instructions) = program.verified {
+                self.metrics.program_verified(&program.name, instructions);
+            }
+            self.metrics.program_missed(&program.name, program.missed);
         }
     }
 

@@ -100,7 +100,7 @@ pub(super) async fn start(config: &Config) -> Result<App, RunError> {
     let (mut loaded, rings) = load::load(Some(object), &settings, &sizes, &plan)?;
     check_probes(&loaded)?;
     outputs.probes(&loaded.probes);
-    outputs.verified(&loaded.verified());
+    outputs.programs(&loaded.programs());
     outputs.serve();
     start_debug_log(&mut loaded)?;
 

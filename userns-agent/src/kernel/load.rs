@@ -15,6 +15,7 @@ use userns_common::record::{AggregateKey, AggregateValue, Budget, WatchedCgroup}
 use userns_common::settings::{SETTINGS, Settings};
 
 use super::plan::{Candidate, Mechanism, Planned};
+use super::programs;
 use super::sizes::Sizes;
 use super::status::{Probe, State};
 use crate::event::CgroupId;
@@ -337,10 +338,10 @@ impl Loaded {
         rows.filter(|(_, budget)| budget.withheld_execs + budget.withheld_exits > 0).collect()
     }
 
-    /// What the verifier went through for each program; see [`super::verified`].
+    /// What the kernel tells of the programs.
     #[must_use]
-    pub fn verified(&self) -> Vec<(String, u32)> {
-        super::verified::instructions(&self.ebpf)
+    pub fn programs(&self) -> Vec<programs::Program> {
+        programs::loaded(&self.ebpf)
     }
 
     /// All kernel counters, summed over CPUs.

@@ -6,7 +6,7 @@ pub mod hooks;
 pub mod load;
 pub mod object;
 pub mod plan;
+pub mod programs;
 pub mod ring;
 pub mod sizes;
 pub mod status;
-pub mod verified;

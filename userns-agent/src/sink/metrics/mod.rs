@@ -198,8 +198,14 @@ impl Metrics {
     }
 
     /// What the verifier went through for a program.
-    pub fn program_verified(&self, program: &str, instructions: u32) {
-        self.families.program_verified.with_label_values(&[program]).set(instructions.into());
+    pub fn program_verified(&self, program: &str, instructions: u64) {
+        let instructions = i64::try_from(instructions).unwrap_or(i64::MAX);
+        self.families.program_verified.with_label_values(&[program]).set(instructions);
+    }
+
+    /// Runs of a program that the kernel left out so far.
+    pub fn program_missed(&self, program: &str, total: u64) {
+        raise(&self.families.program_missed, &[program], total);
     }
 
     /// A source's last reading.

@@ -226,6 +226,11 @@ table! {
         "Instructions that the kernel's verifier went through for a program; kernels before 5.16 do not tell",
     )
     .by(&[PROGRAM]);
+    program_missed: IntCounterVec = counter(
+        "userns_program_missed_total",
+        "Runs of a program that the kernel left out, because it was at work for another task on the same CPU",
+    )
+    .by(&[PROGRAM]);
     source_up: IntGaugeVec =
         gauge("userns_source_up", "1 if the last reading of a source went well, else 0").by(&[SOURCE]);
     source_errors: IntCounterVec =
