@@ -91,7 +91,7 @@ mod tests {
     fn sizes_grow_with_the_node_and_have_bounds() {
         let small = Sizes::new(Machine { memory: 1 << 30, cpus: 1 }, 8192);
         let expected =
-            Sizes { cgroups: 4096, budgets: 1024, aggregates: 4096, evidence: 512 << 10, bulk: 1 << 20 };
+            Sizes { cgroups: 4096, budgets: 1024, aggregates: 4096, evidence: 1 << 20, bulk: 1 << 20 };
         assert_eq!(small, expected);
         let large = Sizes::new(Machine { memory: 1 << 40, cpus: 256 }, 8192);
         assert_eq!((large.budgets, large.evidence, large.bulk), (8192, 8 << 20, 16 << 20));
