@@ -16,7 +16,7 @@ use super::{
 use crate::lab::{Agent, ContainerSpec, Line};
 
 /// Of each act.
-pub(super) const SAMPLES: u32 = 60;
+pub(super) const SAMPLES: u32 = 100;
 pub(super) const MOVED: &str = "a host process moved into a container";
 pub(super) const IGNORED: &str = "a container started without its user namespace";
 const PATIENCE: Duration = Duration::from_secs(20);
