@@ -54,7 +54,7 @@ pub(super) fn measure(node: &Node) -> Result<Flood> {
     let peak = peak.end()?;
     let counts = Scrape::settled(&agent)?.since(&before);
     let endless = BusyPod::start(node, &KINDS)?;
-    let others = delays::measure(node, &agent, "a flood of denied attempts by another pod", delays::SAMPLES)?;
+    let others = delays::measure(node, &agent, delays::FLOOD, delays::SAMPLES)?;
     drop(endless);
     agent.stop()?;
     Ok(Flood { without, with, agent: cpu.as_secs_f64(), resident: (resident, peak), counts, others })
