@@ -55,7 +55,9 @@ started programs, without pause. The names are tracepoints, or what the kernel k
 const STORM: &str = "\
 ### Programs started
 
-Containers of one watched pod start `/bin/true` as fast as they can, one after another in each.
+Containers of one watched pod start `/bin/true` as fast as they can, one after another in each. Records *held back* are
+those of containers that had used up their budget: the kernel's side counts and does not send them. *Lost* is what should
+have been sent and was not, in all rounds.
 ";
 
 const DELAYS: &str = "\

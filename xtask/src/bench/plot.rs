@@ -32,7 +32,7 @@ pub(super) struct Figures {
     kernels: Vec<String>,
     /// For each load, milliseconds and the share of delays up to that.
     delays: Vec<Curve>,
-    /// Tasks, and milliseconds of a sweep: in pods, and outside.
+    /// Tasks, and milliseconds of CPU time for a sweep: in pods, and outside.
     sweeps: Vec<Curve>,
     /// Pods, and MiB: of the process, and of the kernel's maps.
     memory: Vec<Curve>,
@@ -44,10 +44,10 @@ impl Figures {
         let points = || results.sizes.iter();
         let sweep = |kind: fn(&super::Point) -> u32, outside: bool| {
             let of_kind = points().filter(|point| (point.outside > 0) == outside);
-            let mut curve: Vec<_> = of_kind.map(|point| (f64::from(kind(point)), point.sweep)).collect();
+            let mut curve: Vec<_> = of_kind.map(|point| (f64::from(kind(point)), point.cpu)).collect();
             if outside {
                 // nothing outside is where the curve of pods begins
-                curve.splice(0..0, points().take(1).map(|point| (0.0, point.sweep)));
+                curve.splice(0..0, points().take(1).map(|point| (0.0, point.cpu)));
             }
             curve
         };
@@ -248,11 +248,11 @@ mod tests {
     use super::*;
 
     fn results() -> Results {
-        let size = |pods, inside, outside, sweep| Point {
+        let size = |pods, inside, outside, cpu| Point {
             pods,
             inside,
             outside,
-            sweep,
+            cpu,
             resident: 30.0,
             ..Point::default()
         };
