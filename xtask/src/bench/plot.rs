@@ -144,7 +144,7 @@ fn paint(svg: &mut String, figures: &Figures) -> Result<(), Box<dyn std::error::
         chart.configure_series_labels().position(place).background_style(WHITE).border_style(BLACK).draw()?;
         curves(
             sweeps,
-            "A visit to every task",
+            "CPU time of a sweep, with all else of a second",
             ("tasks", "milliseconds"),
             &figures.sweeps,
             SeriesLabelPosition::UpperLeft,
