@@ -13,9 +13,15 @@ use anyhow::{Context as _, Result, bail};
 pub(super) const PROGRAM: &str = "bpftrace";
 /// Its compiler takes a while under emulation.
 const PATIENCE: Duration = Duration::from_secs(180);
-/// In older words, which newer versions know too.
-const SCRIPT: &str =
-    "kfunc:cap_capable { printf(\"%u %u\\n\", args->cred->user_ns->ns.inum, args->targ_ns->ns.inum); }";
+/// The function's second argument, as older kernels and newer ones call it.
+const ARGUMENT: [&str; 2] = ["targ_ns", "target_ns"];
+
+/// In the words of older versions, which newer ones know too.
+fn script(argument: &str) -> String {
+    format!(
+        "kfunc:cap_capable {{ printf(\"%u %u\\n\", args->cred->user_ns->ns.inum, args->{argument}->ns.inum); }}"
+    )
+}
 
 /// A running bpftrace; it ends with the value.
 pub(super) struct Bpftrace(Child);
@@ -27,9 +33,15 @@ impl Bpftrace {
     ///
     /// When it is not there, or prints nothing.
     pub(super) fn start(output: &Path, mut provoke: impl FnMut() -> Result<()>) -> Result<Self> {
+        let [older, newer] = ARGUMENT;
+        Self::try_start(&script(older), output, &mut provoke)
+            .or_else(|_| Self::try_start(&script(newer), output, &mut provoke))
+    }
+
+    fn try_start(script: &str, output: &Path, mut provoke: impl FnMut() -> Result<()>) -> Result<Self> {
         let create = || File::create(output).with_context(|| format!("cannot create {}", output.display()));
         let mut command = Command::new(PROGRAM);
-        command.args(["-B", "line", "-e", SCRIPT]).stdin(Stdio::null()).stdout(create()?);
+        command.args(["-B", "line", "-e", script]).stdin(Stdio::null()).stdout(create()?);
         let errors = output.with_extension("errors");
         command.stderr(File::create(&errors).with_context(|| format!("cannot create {}", errors.display()))?);
         let mut running = Self(command.spawn().with_context(|| format!("cannot start {PROGRAM}"))?);

@@ -16,9 +16,13 @@ use super::{
 use crate::lab::{Agent, ContainerSpec, Line};
 
 /// Of each act.
-pub(super) const SAMPLES: u32 = 60;
+pub(super) const SAMPLES: u32 = 100;
 pub(super) const MOVED: &str = "a host process moved into a container";
-pub(super) const IGNORED: &str = "a container started without its user namespace";
+const IGNORED: &str = "a container started without its user namespace";
+/// What else goes on.
+const IDLE: &str = "nothing";
+const BUSY: &str = "programs started and capabilities asked for without pause";
+pub(super) const FLOOD: &str = "a flood of denied attempts by another pod";
 const PATIENCE: Duration = Duration::from_secs(20);
 
 /// How long the act took by itself, and until the line was here.
@@ -28,13 +32,23 @@ type Sample = (Duration, Duration);
 #[derive(Debug, Clone, Default)]
 pub(super) struct Delays {
     pub(super) act: &'static str,
-    pub(super) load: &'static str,
+    load: &'static str,
     pub(super) milliseconds: Vec<f64>,
     /// Of these, until the act itself was done.
     acting: Vec<f64>,
 }
 
 impl Delays {
+    /// What else went on, in a word or two.
+    pub(super) fn briefly(&self) -> &'static str {
+        match self.load {
+            IDLE => "idle",
+            BUSY => "busy",
+            FLOOD => "flood",
+            other => other,
+        }
+    }
+
     fn new(act: &'static str, load: &'static str, samples: Vec<Sample>) -> Self {
         let milliseconds = |time: &Duration| time.as_secs_f64() * 1e3;
         let (acting, all): (Vec<_>, Vec<_>) =
@@ -50,14 +64,9 @@ impl Delays {
 /// When a finding does not come.
 pub(super) fn both(node: &Node) -> Result<Vec<Delays>> {
     let agent = node.agent(&[])?;
-    let mut delays = measure(node, &agent, "nothing", SAMPLES)?;
+    let mut delays = measure(node, &agent, IDLE, SAMPLES)?;
     let busy = BusyPod::start(node, &[Operation::Exec, Operation::Exec, Operation::OwnCheck])?;
-    delays.extend(measure(
-        node,
-        &agent,
-        "programs started and capabilities asked for without pause",
-        SAMPLES,
-    )?);
+    delays.extend(measure(node, &agent, BUSY, SAMPLES)?);
     drop(busy);
     agent.stop()?;
     Ok(delays)

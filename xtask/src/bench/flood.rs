@@ -54,7 +54,7 @@ pub(super) fn measure(node: &Node) -> Result<Flood> {
     let peak = peak.end()?;
     let counts = Scrape::settled(&agent)?.since(&before);
     let endless = BusyPod::start(node, &KINDS)?;
-    let others = delays::measure(node, &agent, "a flood of denied attempts by another pod", delays::SAMPLES)?;
+    let others = delays::measure(node, &agent, delays::FLOOD, delays::SAMPLES)?;
     drop(endless);
     agent.stop()?;
     Ok(Flood { without, with, agent: cpu.as_secs_f64(), resident: (resident, peak), counts, others })
@@ -70,6 +70,7 @@ pub(super) fn table(flood: &Flood) -> String {
         ("the agent's CPU time meanwhile", format!("{:.0} ms", agent * 1e3)),
         ("its resident memory before, and at most", format!("{:.1} MiB, {:.1} MiB", resident.0, resident.1)),
         ("records sent", format!("{}", counts.records)),
+        ("records held back by the programs", format!("{}", counts.held_back)),
         ("records lost", format!("{}", counts.lost)),
         ("detections folded into an open finding", format!("{}", counts.suppressed)),
     ] {

@@ -69,12 +69,10 @@ impl Operation {
         }
     }
 
-    /// What depends on how the hooks are attached: capability checks, of which a pod with a user namespace has two
-    /// kinds, and a call that asks for nothing.
+    /// Capability checks. Only in a pod with a user namespace are there two kinds.
     const fn checks_of(place: Place) -> &'static [Self] {
         match place {
-            Place::Host => &[Self::OwnCheck, Self::Getppid],
-            Place::HostUsersPod => &[Self::OwnCheck],
+            Place::Host | Place::HostUsersPod => &[Self::OwnCheck],
             Place::Pod => &[Self::OwnCheck, Self::HostCheck],
         }
     }
@@ -215,7 +213,7 @@ impl Workers {
         self.measure(setup, Operation::of)
     }
 
-    /// Those that depend on how the hooks are attached.
+    /// Those that are capability checks.
     fn checks(&mut self, setup: &Setup) -> Result<()> {
         self.measure(setup, Operation::checks_of)
     }

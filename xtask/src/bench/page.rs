@@ -33,6 +33,7 @@ else the machine does. What is not in it: caches, branch prediction, and work of
 - *check over the host*: `swapoff(NULL)`, which a container is denied after one check.
 - *empty*: a program that does nothing on the same hook. *above empty* is what the agent's own program takes, together with
   what its other hooks take from any system call: the row *getppid* has that alone.
+- *bpftrace script*: one line for Debian's bpftrace that prints the two namespaces of each check, by fentry.
 - ±: how far the two repetitions are from their mean.
 ";
 
@@ -54,7 +55,9 @@ started programs, without pause. The names are tracepoints, or what the kernel k
 const STORM: &str = "\
 ### Programs started
 
-Containers of one watched pod start `/bin/true` as fast as they can; each start is two records.
+Containers of one watched pod start `/bin/true` as fast as they can, one after another in each. Records *held back* are
+those of containers that had used up their budget: the kernel's side counts and does not send them. *Lost* is what should
+have been sent and was not, in all rounds.
 ";
 
 const DELAYS: &str = "\

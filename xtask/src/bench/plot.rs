@@ -32,7 +32,7 @@ pub(super) struct Figures {
     kernels: Vec<String>,
     /// For each load, milliseconds and the share of delays up to that.
     delays: Vec<Curve>,
-    /// Tasks, and milliseconds of a sweep: in pods, and outside.
+    /// Tasks, and milliseconds of CPU time for a sweep: in pods, and outside.
     sweeps: Vec<Curve>,
     /// Pods, and MiB: of the process, and of the kernel's maps.
     memory: Vec<Curve>,
@@ -44,10 +44,10 @@ impl Figures {
         let points = || results.sizes.iter();
         let sweep = |kind: fn(&super::Point) -> u32, outside: bool| {
             let of_kind = points().filter(|point| (point.outside > 0) == outside);
-            let mut curve: Vec<_> = of_kind.map(|point| (f64::from(kind(point)), point.sweep)).collect();
+            let mut curve: Vec<_> = of_kind.map(|point| (f64::from(kind(point)), point.cpu)).collect();
             if outside {
                 // nothing outside is where the curve of pods begins
-                curve.splice(0..0, points().take(1).map(|point| (0.0, point.sweep)));
+                curve.splice(0..0, points().take(1).map(|point| (0.0, point.cpu)));
             }
             curve
         };
@@ -57,7 +57,9 @@ impl Figures {
         Self {
             instructions: instructions(&results.instructions),
             kernels: results.instructions.iter().map(|counted| short(&counted.kernel)).collect(),
-            delays: moved.map(|delays| (delays.load.to_owned(), cumulated(&delays.milliseconds))).collect(),
+            delays: moved
+                .map(|delays| (delays.briefly().to_owned(), cumulated(&delays.milliseconds)))
+                .collect(),
             sweeps: vec![
                 ("in pods".to_owned(), sweep(|point| point.inside, false)),
                 ("outside of pods".to_owned(), sweep(|point| point.outside, true)),
@@ -70,9 +72,9 @@ impl Figures {
     }
 }
 
-/// The version before the distribution's words.
+/// The kernel's line.
 fn short(kernel: &str) -> String {
-    format!("Linux {}", kernel.split(['-', '+']).next().unwrap_or_default())
+    format!("Linux {}", kernel.split('.').take(2).collect::<Vec<_>>().join("."))
 }
 
 /// Instructions that each set-up adds to one check; those that every kernel has.
@@ -125,10 +127,13 @@ fn paint(svg: &mut String, figures: &Figures) -> Result<(), Box<dyn std::error::
         let mut chart = ChartBuilder::on(delays)
             .caption(title, (FONT, 16))
             .margin(12)
+            .margin_right(24)
             .x_label_area_size(38)
             .y_label_area_size(48)
             .build_cartesian_2d((SOONEST..most.max(1.0)).log_scale(), 0.0..100.0)?;
-        chart.configure_mesh().x_desc("milliseconds").y_desc("findings, %").light_line_style(WHITE).draw()?;
+        let mut mesh = chart.configure_mesh();
+        mesh.x_label_formatter(&plain).y_label_formatter(&plain).light_line_style(WHITE);
+        mesh.x_desc("milliseconds").y_desc("findings, %").draw()?;
         for ((label, curve), colour) in figures.delays.iter().zip(COLOURS) {
             chart
                 .draw_series(LineSeries::new(curve.iter().copied(), colour.stroke_width(2)))?
@@ -137,8 +142,20 @@ fn paint(svg: &mut String, figures: &Figures) -> Result<(), Box<dyn std::error::
         }
         let place = SeriesLabelPosition::LowerRight;
         chart.configure_series_labels().position(place).background_style(WHITE).border_style(BLACK).draw()?;
-        curves(sweeps, "A visit to every task", ("tasks", "milliseconds"), &figures.sweeps)?;
-        curves(memory, "Memory, one process in each pod", ("pods", "MiB"), &figures.memory)?;
+        curves(
+            sweeps,
+            "CPU time of a sweep, with all else of a second",
+            ("tasks", "milliseconds"),
+            &figures.sweeps,
+            SeriesLabelPosition::UpperLeft,
+        )?;
+        curves(
+            memory,
+            "Memory, one process in each pod",
+            ("pods", "MiB"),
+            &figures.memory,
+            SeriesLabelPosition::MiddleRight,
+        )?;
     }
     root.present()?;
     Ok(())
@@ -151,15 +168,12 @@ fn bars(area: &Area<'_>, figures: &Figures) -> Result<(), Box<dyn std::error::Er
     let mut chart = ChartBuilder::on(area)
         .caption("Instructions added to one capability check", (FONT, 16))
         .margin(12)
+        .margin_right(24)
         .x_label_area_size(38)
         .build_cartesian_2d(0.0..most * 1.15, 0.0..rows.max(1.0) + 0.5)?;
-    chart
-        .configure_mesh()
-        .disable_y_mesh()
-        .disable_y_axis()
-        .x_desc("instructions")
-        .light_line_style(WHITE)
-        .draw()?;
+    let mut mesh = chart.configure_mesh();
+    mesh.disable_y_mesh().disable_y_axis().x_label_formatter(&plain).light_line_style(WHITE);
+    mesh.x_desc("instructions").draw()?;
     for (index, colour) in (0..figures.kernels.len()).zip(COLOURS) {
         let height = 0.6 / figures.kernels.len() as f64;
         let bar = |(row, (_, values)): (usize, &(String, Vec<f64>))| {
@@ -194,15 +208,19 @@ fn curves(
     title: &str,
     (x, y): (&str, &str),
     lines: &[Curve],
+    place: SeriesLabelPosition,
 ) -> Result<(), Box<dyn std::error::Error>> {
     let (right, top) = (highest(lines, |point| point.0), highest(lines, |point| point.1));
     let mut chart = ChartBuilder::on(area)
         .caption(title, (FONT, 16))
         .margin(12)
+        .margin_right(24)
         .x_label_area_size(38)
         .y_label_area_size(48)
         .build_cartesian_2d(0.0..right * 1.05, 0.0..top * 1.15)?;
-    chart.configure_mesh().x_desc(x).y_desc(y).light_line_style(WHITE).draw()?;
+    let mut mesh = chart.configure_mesh();
+    mesh.x_labels(6).x_label_formatter(&plain).y_label_formatter(&plain).light_line_style(WHITE);
+    mesh.x_desc(x).y_desc(y).draw()?;
     for ((label, points), colour) in lines.iter().zip(COLOURS) {
         chart
             .draw_series(LineSeries::new(points.iter().copied(), colour.stroke_width(2)))?
@@ -210,9 +228,13 @@ fn curves(
             .legend(move |(x, y)| PathElement::new([(x, y), (x + 16, y)], colour.stroke_width(2)));
         chart.draw_series(points.iter().map(|point| Circle::new(*point, 3, colour.filled())))?;
     }
-    let place = SeriesLabelPosition::UpperLeft;
     chart.configure_series_labels().position(place).background_style(WHITE).border_style(BLACK).draw()?;
     Ok(())
+}
+
+/// A number at an axis, with decimals where it has any.
+fn plain(value: &f64) -> String {
+    format!("{value:.1}").trim_end_matches(".0").to_owned()
 }
 
 /// The highest of a coordinate, and more than nothing.
@@ -226,11 +248,11 @@ mod tests {
     use super::*;
 
     fn results() -> Results {
-        let size = |pods, inside, outside, sweep| Point {
+        let size = |pods, inside, outside, cpu| Point {
             pods,
             inside,
             outside,
-            sweep,
+            cpu,
             resident: 30.0,
             ..Point::default()
         };
@@ -246,7 +268,7 @@ mod tests {
         assert_eq!(figures.sweeps[1].1, [(0.0, 0.1), (20_000.0, 20.0)]);
         assert_eq!(figures.memory[0].1, [(0.0, 30.0), (10.0, 30.0)]);
         assert_eq!(cumulated(&[3.0, 0.01]), [(SOONEST, 50.0), (3.0, 100.0)]);
-        assert_eq!(short("7.3.4+deb13-cloud-amd64"), "Linux 7.3.4");
+        assert_eq!(short("7.3.4+deb13-cloud-amd64"), "Linux 7.3");
     }
 
     #[test]

@@ -27,6 +27,8 @@ pub(super) struct Scrape(String);
 pub(super) struct Counts {
     /// Records that the programs sent.
     pub(super) records: f64,
+    /// Records that the programs held back, of containers that had used up their budget.
+    pub(super) held_back: f64,
     /// Everything that counts as a loss.
     pub(super) lost: f64,
     /// Detections folded into an open finding.
@@ -70,9 +72,11 @@ impl Scrape {
             let all: f64 = LOSSES.iter().map(|name| scrape.sum(name, "")).sum();
             all - scrape.sum("userns_kernel_loss_total", MADE_UP_FOR)
         };
+        let held_back = |scrape: &Self| scrape.sum("userns_kernel_counter_total", "\"bulk_suppressed\"");
         let suppressed = |scrape: &Self| scrape.sum("userns_findings_suppressed_total", "");
         Counts {
             records: sent(self) - sent(before),
+            held_back: held_back(self) - held_back(before),
             lost: lost(self) - lost(before),
             suppressed: suppressed(self) - suppressed(before),
         }
@@ -91,11 +95,12 @@ mod tests {
                  userns_kernel_loss_total{{counter=\"lineage_alloc\"}} {sent}\n\
                  userns_kernel_counter_total{{counter=\"evidence_sent\"}} {sent}\n\
                  userns_kernel_counter_total{{counter=\"bulk_sent\"}} {sent}\n\
+                 userns_kernel_counter_total{{counter=\"bulk_suppressed\"}} {lost}\n\
                  userns_kernel_counter_total{{counter=\"checks_watched\"}} 1000\nuserns_pods_x 5\nuserns_pods 3\n"
             ))
         };
         let counts = scrape(7, 4).since(&scrape(2, 1));
-        assert_eq!((counts.records, counts.lost, counts.suppressed), (10.0, 3.0, 0.0));
+        assert_eq!((counts.records, counts.held_back, counts.lost, counts.suppressed), (10.0, 3.0, 3.0, 0.0));
         assert_eq!(scrape(1, 1).sum("userns_pods", ""), 3.0);
     }
 }

@@ -29,6 +29,8 @@ pub(super) struct Storm {
     with: Spread,
     /// Records each second.
     records: Spread,
+    /// In all rounds.
+    held_back: f64,
     lost: f64,
     /// CPU time of the agent for each program started, in microseconds.
     agent: f64,
@@ -52,7 +54,7 @@ fn one(node: &Node, parallel: usize) -> Result<Storm> {
     let cpu = usage::cpu_time(agent.pid())?;
     let with = rounds(&mut workers)?;
     let cpu = usage::cpu_time(agent.pid())?.saturating_sub(cpu);
-    let Counts { records, lost, .. } = Scrape::settled(&agent)?.since(&before);
+    let Counts { records, held_back, lost, .. } = Scrape::settled(&agent)?.since(&before);
     stop(agent)?;
     let programs = f64::from(PROGRAMS) * to_f64(ROUNDS);
     let rate = |each: f64| with.iter().map(|rate| rate * each).collect::<Vec<_>>();
@@ -61,6 +63,7 @@ fn one(node: &Node, parallel: usize) -> Result<Storm> {
         without: Spread::of(&without),
         with: Spread::of(&with),
         records: Spread::of(&rate(records / programs)),
+        held_back,
         lost,
         agent: cpu.as_secs_f64() * 1e6 / programs,
     })
@@ -89,11 +92,14 @@ fn stop(agent: Agent) -> Result<()> {
 
 /// A row for each number of containers.
 pub(super) fn table(storms: &[Storm]) -> String {
-    let mut text = "| containers at once | programs/s without the agent | with it | records/s | records lost | agent's CPU \
-                    time per program |\n| ---: | ---: | ---: | ---: | ---: | ---: |\n"
+    let mut text = "| containers at once | programs/s without the agent | with it | records/s | held back | lost | agent's CPU \
+                    time per program |\n| ---: | ---: | ---: | ---: | ---: | ---: | ---: |\n"
         .to_owned();
-    for Storm { parallel, without, with, records, lost, agent } in storms {
-        let _ = writeln!(text, "| {parallel} | {without} | {with} | {records} | {lost} | {agent:.0} µs |");
+    for Storm { parallel, without, with, records, held_back, lost, agent } in storms {
+        let _ = writeln!(
+            text,
+            "| {parallel} | {without} | {with} | {records} | {held_back} | {lost} | {agent:.0} µs |"
+        );
     }
     text
 }
