@@ -4,8 +4,7 @@ use userns_common::kind::{lineage, namespace, reason, state};
 
 use super::{Observed, Rule, who};
 use crate::core::finding::{Confidence, Severity};
-use crate::core::open::{Detection, Scope};
-use crate::event::CgroupId;
+use crate::core::open::Detection;
 
 pub(super) const RULE: Rule = Rule {
     id: "I6",
@@ -51,15 +50,5 @@ pub(super) fn on_task(observed: &Observed<'_>) -> Vec<Detection> {
         foreign.join(", "),
         task.lineage.userns_inum
     );
-    vec![Detection {
-        scope: Scope::Process(CgroupId(task.lineage.container), task.process),
-        severity: Severity::Critical,
-        confidence: Confidence::Certain,
-        time: observed.time,
-        why,
-        task: Some(Box::new(observed.event.clone())),
-        hook: Some(observed.hook),
-        capabilities: Vec::new(),
-        calls: Vec::new(),
-    }]
+    observed.about_the_process(Severity::Critical, Confidence::Certain, why)
 }

@@ -11,9 +11,9 @@ mod i6_namespaces;
 mod i7_range;
 
 use super::context::Context;
-use super::finding::Severity;
-use super::open::Detection;
-use crate::event::{AggregateKey, AggregateValue, Nanos, TaskEvent};
+use super::finding::{Confidence, Severity};
+use super::open::{Detection, Scope};
+use crate::event::{AggregateKey, AggregateValue, CgroupId, Nanos, TaskEvent};
 
 /// A rule's stable id, the invariant it guards.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -83,6 +83,24 @@ pub(super) struct Observed<'a> {
     pub(super) hook: &'static str,
     /// Bits of [`crate::event::reason`].
     pub(super) reasons: u32,
+}
+
+impl Observed<'_> {
+    /// What a rule says of the process that the record is about.
+    fn about_the_process(&self, severity: Severity, confidence: Confidence, why: String) -> Vec<Detection> {
+        let task = &self.event.task;
+        vec![Detection {
+            scope: Scope::Process(CgroupId(task.lineage.container), task.process),
+            severity,
+            confidence,
+            time: self.time,
+            why,
+            task: Some(Box::new(self.event.clone())),
+            hook: Some(self.hook),
+            capabilities: Vec::new(),
+            calls: Vec::new(),
+        }]
+    }
 }
 
 /// What is said of a rule.
