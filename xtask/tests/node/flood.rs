@@ -15,10 +15,11 @@ use crate::{Node, metric, slowdown};
 
 /// Names the statically linked program that containers run.
 const PROGRAM: &str = "USERNS_BENCH_BIN";
-const ATTEMPTS: u32 = 1_000_000;
+/// Enough to last for longer than a runtime needs to start a container.
+const ATTEMPTS: u32 = 4_000_000;
 const PROGRAMS: u32 = 3_000;
-/// What docs/benchmarks.md promises of the agent while a pod floods it: a share of one CPU, and memory.
-const MOST_CPU: f64 = 0.25;
+/// What may be asked of the agent while a pod floods it: seconds of one CPU, at once and per second, and MiB.
+const MOST_CPU: (f64, f64) = (0.3, 0.1);
 const MOST_GROWTH: f64 = 8.0;
 
 /// A directory that containers may enter.
@@ -106,8 +107,8 @@ fn usage(pid: u32) -> Result<(f64, f64)> {
 }
 
 #[test]
-fn a_million_denied_attempts_hide_nothing() -> Result<()> {
-    let Some(node) = Node::new("a_million_denied_attempts")? else { return Ok(()) };
+fn millions_of_denied_attempts_hide_nothing() -> Result<()> {
+    let Some(node) = Node::new("millions_of_denied_attempts")? else { return Ok(()) };
     let program = std::env::var_os(PROGRAM).with_context(|| format!("{PROGRAM} is not set"))?;
     let open = Open::new()?;
     let (noisy, quiet) = (IdRange::nth(44_100), IdRange::nth(44_101));
@@ -153,10 +154,10 @@ fn a_million_denied_attempts_hide_nothing() -> Result<()> {
     let exact = line.json.pointer("/capabilities/0/count").and_then(serde_json::Value::as_u64);
     ensure!(exact == Some(count.into()), "{exact:?} of {count} attempts were counted");
     println!(
-        "a_million_denied_attempts: {count} in {took:.1?}, the other pod's finding after {delay:.1?}; {cpu:.2} s of \
+        "millions_of_denied_attempts: {count} in {took:.1?}, the other pod's finding after {delay:.1?}; {cpu:.2} s of \
          CPU time, {resident:.1} MiB resident before and {peak:.1} MiB after"
     );
-    ensure!(cpu / took.as_secs_f64() < MOST_CPU, "{cpu:.2} s of CPU time in {took:.1?}");
+    ensure!(cpu < MOST_CPU.0 + MOST_CPU.1 * took.as_secs_f64(), "{cpu:.2} s of CPU time in {took:.1?}");
     ensure!(peak - resident < MOST_GROWTH, "grew from {resident:.1} to {peak:.1} MiB");
     Ok(())
 }
