@@ -14,7 +14,7 @@ use xtask::lab::{
     Agent, Container, ContainerSpec, HostProcess, IdRange, Line, Pod, PodSpec, ProcessSpec, RuntimeName,
 };
 
-use crate::{Node, metric, slowdown, told};
+use crate::{Node, metric, rounds, slowdown, told};
 
 const PATIENCE: Duration = Duration::from_secs(5);
 /// Longer than evidence waits for its container, and than a tick of the agent.
@@ -107,7 +107,7 @@ impl<'a> Scene<'a> {
             }
             Attack::Tried => {
                 let shell = ProcessSpec::new(&["sh", "-c", "unshare -m true; true"]);
-                self.container.exec_process(&shell).map(drop)
+                rounds::exec(&self.container, &shell)
             }
         }
     }

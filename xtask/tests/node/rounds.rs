@@ -3,22 +3,22 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
-use xtask::lab::{Agent, Container, ContainerSpec, IdRange, PodSpec, RuntimeName};
+use xtask::lab::{Agent, Container, ContainerSpec, IdRange, PodSpec, ProcessSpec, RuntimeName};
 
 use crate::{Node, losses, metric, slowdown, told};
 
 const ROUNDS: u32 = 500;
 
 /// crun's start returns before the container's program has been executed, and until then its exec is refused.
-fn exec(container: &Container) -> Result<()> {
+pub(crate) fn exec(container: &Container, process: &ProcessSpec) -> Result<()> {
     let started = Instant::now();
     loop {
-        let output = container.exec(&["true"])?;
+        let output = container.exec_process(process)?;
         if output.status.success() {
             return Ok(());
         }
         let errors = String::from_utf8_lossy(&output.stderr);
-        ensure!(started.elapsed() < Duration::from_secs(1) * slowdown(), "exec failed: {errors}");
+        ensure!(started.elapsed() < Duration::from_secs(2) * slowdown(), "exec failed: {errors}");
     }
 }
 
@@ -32,7 +32,7 @@ pub(crate) fn live(node: &Node, runtime: RuntimeName, rounds: u32, range: u16) -
     for round in 0..rounds {
         container.create()?;
         container.start()?;
-        exec(&container).with_context(|| format!("round {round}"))?;
+        exec(&container, &ProcessSpec::new(&["true"])).with_context(|| format!("round {round}"))?;
         container.kill()?;
         container.delete()?;
     }
