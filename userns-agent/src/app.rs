@@ -6,6 +6,7 @@
 //! that children born during the first pass are met by the second.
 
 mod io;
+pub mod proc_sweep;
 mod setup;
 mod walk;
 
@@ -20,12 +21,13 @@ use crate::cli::ExitCode;
 use crate::config::Config;
 use crate::core::{Engine, Output};
 use crate::decode::decode;
-use crate::event::{Counter, Fact, Input};
+use crate::event::{Cgroup, Counter, Fact, Input};
 use crate::host::cgroupfs::CgroupFsError;
 use crate::kernel::features::FeatureError;
-use crate::kernel::load::{LoadError, Loaded, Sweep, SweepError};
+use crate::kernel::load::{LoadError, Loaded, Sweep};
 use crate::kernel::ring::Ring;
 use io::Outputs;
+use proc_sweep::{Found, ProcSweep};
 
 /// How often time is told to the core.
 const TICK: Duration = Duration::from_millis(100);
@@ -108,21 +110,45 @@ struct App {
     clock: setup::Clock,
     /// [`MADE_UP_FOR`], as far as a sweep has looked after them.
     made_up_for: u64,
+    /// The sweep of kernels without a task iterator, unless it is under way.
+    by_proc: Option<ProcSweep>,
     /// A sweep under way.
     sweeping: Option<JoinHandle<Swept>>,
     /// Reused between inputs.
     decided: Vec<Output>,
 }
 
-/// How long a sweep took and how it ended.
-type Swept = (Duration, Result<(), SweepError>);
+/// How a sweep went.
+#[derive(Default)]
+struct Swept {
+    took: Duration,
+    /// Why it did not happen or stopped.
+    error: Option<String>,
+    /// What it found by way of procfs, and what it goes on with.
+    by_proc: Option<(ProcSweep, Found)>,
+}
 
 /// The end of the sweep under way; never, without one.
 async fn finished(sweeping: &mut Option<JoinHandle<Swept>>) -> Swept {
     let Some(handle) = sweeping else { return std::future::pending().await };
     let swept = handle.await;
     *sweeping = None;
-    swept.unwrap_or_else(|error| (Duration::ZERO, Err(SweepError::Read(error.into()))))
+    swept.unwrap_or_else(|error| Swept { error: Some(error.to_string()), ..Swept::default() })
+}
+
+/// The pods' and containers' cgroups that a walk met.
+fn containers(facts: &[Fact]) -> Vec<Cgroup> {
+    let cgroup = |fact: &Fact| if let Fact::CgroupSeen(cgroup) = fact { Some(cgroup.clone()) } else { None };
+    facts.iter().filter_map(cgroup).collect()
+}
+
+fn sweep_proc(mut by_proc: ProcSweep, containers: &[Cgroup]) -> Swept {
+    let started = Instant::now();
+    let (found, error) = match by_proc.run(containers) {
+        Ok(found) => (found, None),
+        Err(error) => (Found::default(), Some(error.to_string())),
+    };
+    Swept { took: started.elapsed(), error, by_proc: Some((by_proc, found)) }
 }
 
 /// What makes the agent stop or change.
@@ -179,7 +205,7 @@ impl App {
                 facts = self.sources.next() => self.learn(facts),
                 ready = self.bulk.ready() => self.drain_rings(ready),
                 _ = counts.tick() => self.count(),
-                swept = finished(&mut self.sweeping) => self.outputs.swept(swept),
+                swept = finished(&mut self.sweeping) => self.swept(swept),
                 _ = sweep.tick(), if self.sweeping.is_none() => self.sweep(),
                 _ = signals.hangup.recv() => self.outputs.reopen(),
                 () = self.outputs.stdout_gone() => return tracing::error!("nobody reads standard output any more"),
@@ -266,13 +292,32 @@ impl App {
         self.outputs.programs(&self.loaded.programs());
         // some milliseconds of reading directories
         let facts = tokio::task::block_in_place(|| self.walker.walk(&mut self.loaded, self.clock));
+        if let Some(by_proc) = self.by_proc.take() {
+            let containers = containers(&facts);
+            self.learn(facts);
+            self.sweeping = Some(tokio::task::spawn_blocking(move || sweep_proc(by_proc, &containers)));
+            return;
+        }
         self.learn(facts);
         let sweep = self.loaded.sweep();
         self.sweeping = Some(tokio::task::spawn_blocking(|| {
             let started = Instant::now();
-            let result = sweep.and_then(Sweep::run);
-            (started.elapsed(), result)
+            let error = sweep.and_then(Sweep::run).err().map(|error| error.to_string());
+            Swept { took: started.elapsed(), error, by_proc: None }
         }));
+    }
+
+    /// Takes in what a sweep found otherwise than through the rings.
+    fn swept(&mut self, mut swept: Swept) {
+        if let Some((by_proc, found)) = swept.by_proc.take() {
+            self.by_proc = Some(by_proc);
+            self.outputs.swept_proc(&found);
+            for event in found.events {
+                self.engine.handle(Input::Event(event), &mut self.decided);
+            }
+            self.act();
+        }
+        self.outputs.swept(swept.took, swept.error);
     }
 
     /// Sweeps, reading what it says, and comes back when it is done.
@@ -282,7 +327,7 @@ impl App {
             tokio::select! {
                 biased;
                 ready = self.evidence.ready() => self.drain_rings(ready),
-                swept = finished(&mut self.sweeping) => self.outputs.swept(swept),
+                swept = finished(&mut self.sweeping) => self.swept(swept),
             }
         }
         self.drain_rings(Ok(()));

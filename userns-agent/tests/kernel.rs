@@ -8,6 +8,9 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 #![expect(clippy::print_stdout, reason = "skips are for who runs the tests")]
 
+#[path = "kernel/proc_sweep.rs"]
+mod proc_sweep;
+
 use std::io::Write as _;
 use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
 use std::process::{Child, Command, Stdio};
@@ -20,6 +23,7 @@ use userns_agent::core::{Engine, Limits, Output};
 use userns_agent::decode::decode;
 use userns_agent::event::{Body, Event, Hook, Input, Lineage, lineage, reason, state};
 use userns_agent::kernel::load::{Loaded, Rings, load};
+use userns_agent::kernel::plan::Features;
 use userns_agent::kernel::sizes::{Machine, Sizes};
 use userns_agent::kernel::status::State;
 use userns_agent::kernel::{features, object, plan};
@@ -35,6 +39,11 @@ struct Kernel {
 }
 
 fn start(test: &str) -> Option<Kernel> {
+    start_with(test, |_| {})
+}
+
+/// Starts as on a kernel that lacks what `without` takes away.
+fn start_with(test: &str, without: impl FnOnce(&mut Features)) -> Option<Kernel> {
     let wanted = std::env::var("USERNS_NODE_TESTS").unwrap_or_default();
     if wanted == "later" {
         return None;
@@ -45,7 +54,8 @@ fn start(test: &str) -> Option<Kernel> {
         );
         return None;
     }
-    let kernel = features::probe().unwrap();
+    let mut kernel = features::probe().unwrap();
+    without(&mut kernel.features);
     let settings = features::settings(&kernel, 0, Duration::from_secs(2), 100);
     let sizes = Sizes::new(Machine { memory: 1 << 30, cpus: 1 }, 1024);
     let plan = plan::plan(&kernel.features, None);

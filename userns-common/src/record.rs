@@ -110,7 +110,7 @@ pub struct Lineage {
     pub flags: u32,
     /// One of [`crate::kind::origin`].
     pub origin: u32,
-    /// Inode number of the pod's user namespace; 0 while ENTERING.
+    /// Inode number of the pod's user namespace; 0 while ENTERING, unless the agent adopted the task from procfs.
     pub userns_inum: u32,
     /// Address of that namespace: compared, never followed.
     pub userns: u64,

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use thiserror::Error;
 use tokio::task::JoinHandle;
 
+use super::proc_sweep::Found;
 use super::setup::{Clock, hostname};
 use crate::cli::ExitCode;
 use crate::config::{Config, Output};
@@ -16,7 +17,6 @@ use crate::decode::DecodeError;
 use crate::event::{CgroupId, Counter, Event, Told};
 use crate::host::proc::ProcFs;
 use crate::host::{SourceHealth, SourceState};
-use crate::kernel::load::SweepError;
 use crate::kernel::programs::Program;
 use crate::kernel::status::Probe;
 use crate::sink::http::{self, StatusSource};
@@ -74,6 +74,7 @@ pub(super) struct Outputs {
     source_errors: std::collections::BTreeMap<&'static str, u64>,
     limits: (u64, u64),
     sweep_failed: bool,
+    proc_sweep_failed: bool,
 }
 
 fn form(output: Output) -> Form {
@@ -137,6 +138,7 @@ impl Outputs {
             source_errors: std::collections::BTreeMap::new(),
             limits: (config.max_containers, config.max_processes),
             sweep_failed: false,
+            proc_sweep_failed: false,
         };
         Ok((outputs, told))
     }
@@ -252,17 +254,26 @@ impl Outputs {
     }
 
     /// A sweep ended. Its failure is told once, until it works again.
-    pub(super) fn swept(&mut self, (took, result): (Duration, Result<(), SweepError>)) {
-        match result {
-            Ok(()) => {
+    pub(super) fn swept(&mut self, took: Duration, error: Option<String>) {
+        match error {
+            None => {
                 self.metrics.sweep(took);
                 self.sweep_failed = false;
             }
-            Err(error) if !self.sweep_failed => {
+            Some(error) if !self.sweep_failed => {
                 tracing::warn!("sweep failed: {error}");
                 self.sweep_failed = true;
             }
-            Err(_) => {}
+            Some(_) => {}
+        }
+    }
+
+    /// A sweep by way of procfs ended. The first process that cannot be looked at is told of.
+    pub(super) fn swept_proc(&mut self, found: &Found) {
+        self.metrics.proc_sweep(found.visited, found.adopted, found.errors);
+        if let Some(error) = found.first_error.as_ref().filter(|_| !self.proc_sweep_failed) {
+            tracing::warn!("sweep: {error}; further processes that cannot be looked at are counted only");
+            self.proc_sweep_failed = true;
         }
     }
 

@@ -3,22 +3,21 @@
 use tokio::sync::{mpsc, watch};
 
 use super::io::Outputs;
+use super::proc_sweep::ProcSweep;
 use super::walk::Walker;
 use super::{App, RunError, os};
 use crate::config::Config;
 use crate::core::{Engine, Limits};
-use crate::event::{Fact, Nanos};
+use crate::event::{Fact, Hook, Nanos};
 use crate::host::SourceHealth;
 use crate::host::cgroupfs::CgroupFs;
 use crate::host::kubelet::KubeletWatcher;
 use crate::host::pods_file::{LOOK_INTERVAL, PodsFileWatcher};
-use crate::host::proc::ProcFs;
+use crate::host::proc::{INITIAL_USERNS, ProcFs};
 use crate::kernel::sizes::{Machine, Sizes};
-use crate::kernel::{features, load, object, plan, ring::Ring, status::State};
+use crate::kernel::{features, load, object, plan, ring::Ring, status::Probe, status::State};
 use crate::sink::{WallClock, boot_now};
 
-/// Inode number of the initial user namespace (`PROC_USER_INIT_INO`, include/linux/proc_ns.h).
-const INITIAL_USERNS: u32 = 0xEFFF_FFFD;
 /// Facts on their way from the sources to the loop.
 const FACTS: usize = 64;
 
@@ -93,8 +92,8 @@ pub(super) async fn start(config: &Config) -> Result<App, RunError> {
     let (mut outputs, told) = Outputs::open(config, Clock)?;
     let cgroups = CgroupFs::find(config.cgroup_root.as_deref())?;
     let kernel = features::probe()?;
-    let settings =
-        features::settings(&kernel, host_mnt_ns(&proc), config.entry_grace, config.container_budget);
+    let host_mnt = host_mnt_ns(&proc);
+    let settings = features::settings(&kernel, host_mnt, config.entry_grace, config.container_budget);
     let plan = plan::plan(&kernel.features, config.probe_mechanism);
     let sizes = Sizes::new(Machine::this(), config.max_containers);
     let (mut loaded, rings) = load::load(Some(object), &settings, &sizes, &plan)?;
@@ -104,6 +103,10 @@ pub(super) async fn start(config: &Config) -> Result<App, RunError> {
     outputs.serve();
     start_debug_log(&mut loaded)?;
 
+    let by_proc = sweep_by_proc(&loaded)
+        .then(|| loaded.lineages().map_err(os("cannot sweep by way of /proc")))
+        .transpose()?
+        .map(|lineages| ProcSweep::new(proc, cgroups.clone(), lineages, host_mnt, config.entry_grace));
     let (sources, known) = Sources::start(config);
     let mut app = App {
         engine: Engine::new(limits(config)),
@@ -115,6 +118,7 @@ pub(super) async fn start(config: &Config) -> Result<App, RunError> {
         outputs,
         clock: Clock,
         made_up_for: 0,
+        by_proc,
         sweeping: None,
         decided: Vec::new(),
     };
@@ -179,6 +183,12 @@ fn check_probes(loaded: &load::Loaded) -> Result<(), RunError> {
     Err(RunError::NoProbe(
         reasons.map(|reason| reason.lines().last().unwrap_or(reason)).collect::<Vec<_>>().join("; "),
     ))
+}
+
+/// Whether sweeps have to read procfs, because the kernel has no task iterator.
+fn sweep_by_proc(loaded: &load::Loaded) -> bool {
+    let iterates = |probe: &Probe| probe.hook == Hook::TaskIter && probe.state == State::Active;
+    !loaded.probes.iter().any(iterates)
 }
 
 /// Objects of debug builds carry logs; others have none, which is no error.

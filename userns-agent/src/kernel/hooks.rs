@@ -164,7 +164,8 @@ pub const HOOKS: &[Wanted] = &[
     },
     Wanted {
         hook: Hook::TaskIter,
-        without: "processes that ran before the agent, and changes no hook saw, are not found",
+        without: "sweeps read /proc instead: processes that ran before the agent, and changes no hook saw, are found \
+                  later, and only by processes' first threads",
         candidates: &[Candidate {
             mechanism: Mechanism::Iterator,
             programs: &["sweep"],

@@ -14,6 +14,7 @@ use userns_common::kind::Counter;
 use userns_common::record::{AggregateKey, AggregateValue, Budget, WatchedCgroup};
 use userns_common::settings::{SETTINGS, Settings};
 
+use super::lineages::Lineages;
 use super::plan::{Candidate, Mechanism, Planned};
 use super::programs;
 use super::sizes::Sizes;
@@ -362,6 +363,15 @@ impl Loaded {
         let program: &mut Iter = program.try_into()?;
         let link = program.attach()?;
         Ok(Sweep(program.take_link(link)?.into_file()?))
+    }
+
+    /// Lineages of tasks, for a sweep by another way than the iterator.
+    ///
+    /// # Errors
+    ///
+    /// When their map cannot be had.
+    pub fn lineages(&self) -> std::io::Result<Lineages> {
+        Lineages::of(self.ebpf.map("LINEAGES"))
     }
 
     /// Hands the programs' debug logs to `tracing`, where the build has any.

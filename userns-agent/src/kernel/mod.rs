@@ -3,6 +3,7 @@
 pub mod btf;
 pub mod features;
 pub mod hooks;
+pub mod lineages;
 pub mod load;
 pub mod object;
 pub mod plan;

@@ -162,6 +162,20 @@ impl CgroupFs {
         pids.truncate(most);
         Ok(pids)
     }
+
+    /// Ids of the processes in the cgroup at `path` itself.
+    ///
+    /// # Errors
+    ///
+    /// As for [`Self::processes`].
+    pub fn own_processes(&self, path: &str) -> Result<Vec<u32>, CgroupFsError> {
+        let path = self.root.join(path.trim_start_matches('/'));
+        let mut pids = Vec::new();
+        match members(&path, &mut pids) {
+            Ok(()) => Ok(pids),
+            Err(source) => Err(CgroupFsError::Read { path, source }),
+        }
+    }
 }
 
 fn is_cgroup2(path: &Path) -> Result<bool, CgroupFsError> {

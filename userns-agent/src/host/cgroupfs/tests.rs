@@ -129,6 +129,8 @@ fn processes_of_all_levels_are_found() {
     assert_eq!(cgroups.processes(&format!("{POD}/id"), 10).unwrap(), [12, 13, 14]);
     assert_eq!(cgroups.processes(&format!("{POD}/id"), 2).unwrap(), [12, 13]);
     assert!(cgroups.processes("/gone", 2).is_err());
+    assert_eq!(cgroups.own_processes(&format!("{POD}/id")).unwrap(), [12]);
+    assert!(cgroups.own_processes("/gone").is_err());
 }
 
 #[test]

@@ -4,14 +4,18 @@
 //! here (names are the workload's), so each has a pure, fuzzed parser that keeps bytes recognisable; and the root
 //! is injected for everything, which that crate does for parts of its interface only.
 
+mod nsfs;
 mod parse;
+mod standing;
 #[cfg(test)]
 mod tests;
 
+pub use nsfs::Ancestry;
 pub use parse::{
     Device, ParseError, Status, parse_cgroup, parse_cmdline, parse_id_map, parse_mount_devices,
     parse_namespace, parse_start, parse_status, to_id_map,
 };
+pub use standing::Standing;
 
 use std::fs::File;
 use std::io::{ErrorKind, Read as _};
@@ -23,6 +27,8 @@ use rustix::time::{ClockId, clock_gettime};
 
 use crate::event::{Extent, Image, Namespaces, Nanos, ProcessId, Text, UserNs};
 
+/// Inode number of the initial user namespace (`PROC_USER_INIT_INO`, include/linux/proc_ns.h).
+pub const INITIAL_USERNS: u32 = 0xEFFF_FFFD;
 /// Most that is read of one file. The longest is `status` with 65536 supplementary groups; it is not needed whole.
 const MAX_BYTES: u64 = 256 * 1024;
 /// Most that is read of `cmdline`.

@@ -4,6 +4,7 @@ use std::os::unix::fs::symlink;
 use std::process::{Command, Stdio};
 
 use super::*;
+use crate::event::Ids;
 
 /// A procfs of one process, 812.
 fn fake() -> (tempfile::TempDir, ProcFs) {
@@ -89,6 +90,50 @@ fn the_real_procfs_agrees_with_the_kernel() {
     assert!(!proc.cmdline(me).unwrap().is_empty());
     let process = proc.process(me).unwrap();
     assert!(process.start < boot_time() && proc.is(process).unwrap());
+}
+
+#[test]
+fn a_process_is_described_as_the_kernels_records_have_it() {
+    let (dir, proc) = fake();
+    let executable = dir.path().join("pause");
+    std::fs::write(&executable, "x").unwrap();
+    symlink(&executable, dir.path().join("812/exe")).unwrap();
+    let ids = Ids { uid: 3_841_261_568, ..Ids::default() };
+    let standing = Standing {
+        status: Status { tgid: 812, ids, ns_pids: vec![812, 7], ..Status::default() },
+        user: Ancestry::new(vec![(4_026_532_000, 0)]),
+        uid_map: to_id_map(&proc.uid_map(812).unwrap()),
+        gid_map: to_id_map(&proc.gid_map(812).unwrap()),
+        owners: Vec::new(),
+    };
+    let event = proc.describe(812, &standing).unwrap();
+    let task = &event.task;
+    assert_eq!((task.process.pid, task.tid, task.ns_pid, task.ids), (812, 812, Some(7), ids));
+    assert_eq!((task.userns.level, task.userns.inum, task.pod_userns), (1, 4_026_532_000, Some(task.userns)));
+    assert_eq!(task.userns.uid_map.extents[0].lower_first, 3_841_261_568);
+    // the link of the cgroup namespace is nonsense: unknown, and no reason to keep the rest back
+    assert_eq!((task.ns.mnt, task.ns.uts, task.ns.cgroup), (1, 5, 0));
+    assert_eq!((event.path.as_str(), event.args.len()), (executable.to_str().unwrap(), 2));
+    assert_eq!((event.task.comm.as_str(), event.ancestors.len()), ("a\nb\\xff", 0));
+    assert!(matches!(proc.describe(813, &standing), Err(ProcError::Gone { pid: 813 })));
+}
+
+#[test]
+fn the_real_procfs_tells_where_a_process_stands() {
+    let (proc, me) = (ProcFs::new("/proc"), std::process::id());
+    let inum = proc.user_namespace(me).unwrap();
+    match proc.standing(me).unwrap() {
+        Some(standing) => assert_eq!((standing.user.inum(), standing.status.tgid), (inum, me)),
+        // who is in a namespace of its own sees no further
+        None => assert_ne!(inum, INITIAL_USERNS),
+    }
+    let mut child = Command::new("true").stdin(Stdio::null()).spawn().unwrap();
+    while proc.executable(child.id()).is_ok_and(|found| found.is_some()) {
+        std::thread::yield_now();
+    }
+    assert!(!matches!(proc.standing(child.id()), Ok(Some(_))), "a zombie");
+    child.wait().unwrap();
+    assert!(matches!(proc.standing(child.id()), Err(ProcError::Gone { .. })));
 }
 
 #[test]

@@ -103,6 +103,7 @@ impl Metrics {
             self.families.http_rejected.with_label_values(&[reason]);
         }
         self.findings_suppressed("repeated", 0);
+        self.proc_sweep(0, 0, 0);
         for operation in ["read", "write", "full"] {
             self.families.state_errors.with_label_values(&[operation]);
         }
@@ -223,6 +224,13 @@ impl Metrics {
     pub fn sweep(&self, duration: Duration) {
         self.families.sweeps.inc();
         self.families.sweep_seconds.observe(duration.as_secs_f64());
+    }
+
+    /// What a sweep by way of procfs visited, adopted, and could not look at.
+    pub fn proc_sweep(&self, visited: u64, adopted: u64, errors: u64) {
+        for (outcome, count) in [("visited", visited), ("adopted", adopted), ("error", errors)] {
+            self.families.proc_sweep.with_label_values(&[outcome]).inc_by(count);
+        }
     }
 
     pub(super) fn sink_written(&self, sink: SinkKind, delay: Option<Duration>) {

@@ -176,6 +176,10 @@ const MECHANISM: Label = label("mechanism", "`tp_btf`, `tracepoint`, `iter`, `no
 const PROGRAM: Label = label("program", "name of an eBPF program");
 const STATE: Label = label("state", "`active`, `degraded`, `failed`");
 const SOURCE: Label = label("source", "name of a source, as in `/status`");
+const SWEPT: Label = label(
+    "outcome",
+    "`visited`: each one; `adopted`: of these, in a pod and not known before; `error`: could not be looked at",
+);
 const SINK: Label = label("sink", "`stdout`, `file`");
 const PATH: Label = label("path", "a path of the index, or `other`");
 const CODE: Label = label("code", "status code");
@@ -237,6 +241,11 @@ table! {
         counter("userns_source_errors_total", "Readings of a source that failed").by(&[SOURCE]);
     sweeps: IntCounter = counter("userns_sweeps_total", "Sweeps over all processes");
     sweep_seconds: Histogram = histogram("userns_sweep_seconds", SWEEP, "Duration of a sweep");
+    proc_sweep: IntCounterVec = counter(
+        "userns_proc_sweep_processes_total",
+        "Processes in sweeps by way of /proc, which kernels without a task iterator get",
+    )
+    .by(&[SWEPT]);
     delay: HistogramVec = histogram(
         "userns_event_delay_seconds",
         DELAY,
