@@ -31,15 +31,20 @@ pub(super) fn suite(mechanism: &str) -> String {
     [&CORE[..], once].concat().join(" ")
 }
 
+/// Whether the agent is to run on kernels of this line at all.
+pub(super) fn is_supported(line: Line) -> bool {
+    line >= FLOOR
+}
+
 /// The script that the guest runs.
 pub(super) fn job(line: Line) -> &'static str {
-    if line < FLOOR { "floor" } else { "tests" }
+    if is_supported(line) { "tests" } else { "floor" }
 }
 
 /// Whether a kernel of this line must offer the mechanism. One that is not in the table must not.
 pub(super) fn offers(line: Line, mechanism: &str) -> bool {
     match mechanism {
-        "fexit" | "kprobe" | "tracepoint" => line >= FLOOR,
+        "fexit" | "kprobe" | "tracepoint" => is_supported(line),
         "tp_btf" => line >= CAPABLE_TRACEPOINT,
         _ => false,
     }

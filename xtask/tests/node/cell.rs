@@ -8,6 +8,7 @@ use std::{
 
 use anyhow::{Context as _, Result};
 use prometheus_parse::Sample;
+use serde_json::Value;
 use xtask::lab::Agent;
 
 use crate::{DEFAULT, mechanism, samples, value};
@@ -65,6 +66,7 @@ pub(crate) fn report(agent: &Agent) -> Result<Offer> {
     write(&dir.join(&mechanism), &active)?;
     fs::write(dir.join(format!("{mechanism}.offer")), offer.word()).context("cannot leave the offer")?;
     println!("\nuserns-vm: offer {mechanism} {}", offer.word());
+    tell_reasons(agent)?;
     for sample in &samples {
         let label = |name| sample.labels.get(name).unwrap_or("?");
         if sample.metric == "userns_probe_state" && value(sample) > 0.0 {
@@ -75,6 +77,18 @@ pub(crate) fn report(agent: &Agent) -> Result<Offer> {
         }
     }
     Ok(offer)
+}
+
+/// Why hooks are not attached.
+fn tell_reasons(agent: &Agent) -> Result<()> {
+    let status: Value =
+        serde_json::from_str(&agent.http_get("/status")?.body).context("/status is no JSON")?;
+    for probe in status["probes"].as_array().context("/status tells of no probes")? {
+        if probe["state"] != "active" {
+            println!("{} is {}: {}", probe["hook"], probe["state"], probe["reason"]);
+        }
+    }
+    Ok(())
 }
 
 fn active(samples: &[Sample]) -> Active {
