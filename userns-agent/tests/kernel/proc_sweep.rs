@@ -152,6 +152,37 @@ fn processes_from_before_the_agent_are_adopted_from_procfs() {
     }
 }
 
+#[test]
+fn threads_are_adopted_with_their_process() {
+    let _turn = TURN.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    let container = Container::new();
+    let Some(mut kernel) = without_iterator("threads_are_adopted") else { return };
+    let me = rustix::thread::gettid();
+    assert_ne!(me, rustix::process::getpid(), "tests run beside the first thread");
+    // PIDFD_THREAD
+    let flags = PidfdFlags::from_bits_retain(rustix::fs::OFlags::EXCL.bits());
+    let Ok(pidfd) = pidfd_open(me, flags) else {
+        println!("SKIPPED: threads_are_adopted: this kernel has no pidfds of threads");
+        return;
+    };
+    let lineages = kernel.loaded.lineages().unwrap();
+    let lineage = || lineages.get(pidfd.as_fd()).unwrap().map(|tracked| tracked.lineage);
+    let home = ProcFs::new("/proc").cgroup(std::process::id()).unwrap().unwrap();
+    let home = container.cgroups.root().join(home.as_str().trim_start_matches('/')).join("cgroup.procs");
+    let myself = std::process::id().to_string();
+    // in before the cgroup is watched: no hook takes note
+    std::fs::write(container.directory().join("cgroup.procs"), &myself).unwrap();
+    let mut sweep = container.sweep(&kernel, Duration::from_secs(60));
+    let before = lineage();
+    container.watch(&mut kernel);
+    let found = container.run(&mut sweep);
+    let after = lineage();
+    std::fs::write(home, &myself).unwrap();
+    assert_eq!((before, found.adopted), (None, 1));
+    let after = after.unwrap();
+    assert_eq!((after.origin, after.container), (origin::ADOPTED, container.cgroup.id.0));
+}
+
 fn finish(mut child: Child, mut nested: Child) {
     for child in [&mut child, &mut nested] {
         go(child);
