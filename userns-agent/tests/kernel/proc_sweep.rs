@@ -83,11 +83,12 @@ fn apart(command: &[&str], then: &str) -> Child {
     child
 }
 
-fn without_iterator(test: &str) -> Option<Kernel> {
-    let kernel = start_with(test, |features| features.iterators.clear())?;
+/// The programs without the iterator. For tests that are [`wanted`].
+fn without_iterator() -> Kernel {
+    let kernel = start_with("", |features| features.iterators.clear()).unwrap();
     let iterator = kernel.loaded.probes.iter().find(|probe| probe.hook == Hook::TaskIter).unwrap();
     assert!(matches!(iterator.state, State::Degraded { .. }) && iterator.without.contains("/proc"));
-    Some(kernel)
+    kernel
 }
 
 fn pid_of(event: &Event) -> u32 {
@@ -97,14 +98,15 @@ fn pid_of(event: &Event) -> u32 {
 #[test]
 fn processes_from_before_the_agent_are_adopted_from_procfs() {
     let _turn = TURN.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    if !wanted("processes_from_before_the_agent") {
+        return;
+    }
     let container = Container::new();
     let mut child = apart(&["unshare", "-Urm"], "exec /bin/true");
     let mut nested = apart(&["unshare", "-Urm", "unshare", "-Ur"], "exec /bin/true");
     container.take(&child);
     container.take(&nested);
-    let Some(mut kernel) = without_iterator("processes_from_before_the_agent") else {
-        return finish(child, nested);
-    };
+    let mut kernel = without_iterator();
     container.watch(&mut kernel);
     let userns = ProcFs::new("/proc").user_namespace(child.id()).unwrap();
 
@@ -155,8 +157,11 @@ fn processes_from_before_the_agent_are_adopted_from_procfs() {
 #[test]
 fn threads_are_adopted_with_their_process() {
     let _turn = TURN.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    if !wanted("threads_are_adopted") {
+        return;
+    }
     let container = Container::new();
-    let Some(mut kernel) = without_iterator("threads_are_adopted") else { return };
+    let mut kernel = without_iterator();
     let me = rustix::thread::gettid();
     assert_ne!(me, rustix::process::getpid(), "tests run beside the first thread");
     // PIDFD_THREAD
@@ -183,13 +188,6 @@ fn threads_are_adopted_with_their_process() {
     assert_eq!((after.origin, after.container), (origin::ADOPTED, container.cgroup.id.0));
 }
 
-fn finish(mut child: Child, mut nested: Child) {
-    for child in [&mut child, &mut nested] {
-        go(child);
-        child.wait().unwrap();
-    }
-}
-
 impl Kernel {
     /// Waits for a record in either ring; it is the last one returned.
     fn either(&mut self, wanted: impl Fn(&Event) -> bool) -> Vec<Event> {
@@ -213,7 +211,10 @@ impl Kernel {
 #[test]
 fn replaced_credentials_are_found_by_way_of_procfs_and_told_once() {
     let _turn = TURN.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-    let Some(mut kernel) = without_iterator("replaced_credentials_by_procfs") else { return };
+    if !wanted("replaced_credentials_by_procfs") {
+        return;
+    }
+    let mut kernel = without_iterator();
     let container = Container::new();
     let mut child = shell("exec /bin/true");
     kernel.claim(&child);
@@ -239,14 +240,13 @@ fn replaced_credentials_are_found_by_way_of_procfs_and_told_once() {
 #[test]
 fn a_host_process_in_a_container_is_told_after_the_grace_period_and_taken_back() {
     let _turn = TURN.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    if !wanted("a_host_process_in_a_container") {
+        return;
+    }
     let container = Container::new();
     let mut child = shell("exit 0");
     container.take(&child);
-    let Some(mut kernel) = without_iterator("a_host_process_in_a_container") else {
-        go(&mut child);
-        child.wait().unwrap();
-        return;
-    };
+    let mut kernel = without_iterator();
     container.watch(&mut kernel);
     let mut sweep = container.sweep(&kernel, Duration::from_millis(200));
     let first = container.run(&mut sweep);
