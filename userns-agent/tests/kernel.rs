@@ -42,16 +42,24 @@ fn start(test: &str) -> Option<Kernel> {
     start_with(test, |_| {})
 }
 
-/// Starts as on a kernel that lacks what `without` takes away.
-fn start_with(test: &str, without: impl FnOnce(&mut Features)) -> Option<Kernel> {
+/// Whether tests are to run on this kernel; says so if not.
+fn wanted(test: &str) -> bool {
     let wanted = std::env::var("USERNS_NODE_TESTS").unwrap_or_default();
     if wanted == "later" {
-        return None;
+        return false;
     }
     if wanted.is_empty() || !object::embedded() {
         println!(
             "SKIPPED: {test}: USERNS_NODE_TESTS is not set or there is no eBPF object; `cargo xtask test` runs it"
         );
+        return false;
+    }
+    true
+}
+
+/// Starts as on a kernel that lacks what `without` takes away.
+fn start_with(test: &str, without: impl FnOnce(&mut Features)) -> Option<Kernel> {
+    if !wanted(test) {
         return None;
     }
     let mut kernel = features::probe().unwrap();

@@ -4,7 +4,8 @@
 //! - A lineage that begins here is ENTERING for the kernel, which alone knows the address of a user namespace. The
 //!   process's next hook (a capability check, fork, exec, exit) brings it to INSIDE; until then this sweep is what
 //!   judges it, by the inode number.
-//! - Processes are looked at by their first thread. Others get a lineage at their next fork or exec.
+//! - Processes are judged by their first thread. Others get a lineage with it, if the kernel has pidfds of threads
+//!   (`PIDFD_THREAD`, Linux 6.9), else at their next fork or exec.
 //! - A process that has the host's user namespace is told of once the grace period is over, as its exact start, by
 //!   which the record of its end would take that back, is not known here.
 //! - Records that were lost are not made up for, and moves out of a container's cgroup are left to their hook.
@@ -24,6 +25,8 @@ use crate::host::cgroupfs::CgroupFs;
 use crate::host::proc::{ProcError, ProcFs, Standing, boot_time};
 use crate::kernel::lineages::Lineages;
 
+/// A pidfd of a thread (include/uapi/linux/pidfd.h), which rustix has no name for.
+const PIDFD_THREAD: PidfdFlags = PidfdFlags::from_bits_retain(rustix::fs::OFlags::EXCL.bits());
 /// Processes of one container that are looked for.
 const MAX_PROCESSES: usize = 65_536;
 
@@ -154,7 +157,7 @@ impl ProcSweep {
 
     fn visit(&mut self, pid: u32, container: Option<&Cgroup>, found: &mut Found) -> Result<(), VisitError> {
         // everything that is read from here on is of this process, if it still runs when the lineage is written
-        let Some(pidfd) = open(pid) else { return Ok(()) };
+        let Some(pidfd) = open(pid, PidfdFlags::empty()) else { return Ok(()) };
         let known = self.lineages.get(pidfd.as_fd()).map_err(of(pid))?;
         match (known, container) {
             (None, None) => Ok(()),
@@ -197,6 +200,7 @@ impl ProcSweep {
             return Ok(());
         }
         found.adopted += 1;
+        self.adopt_threads(pid, new)?;
         let Some(pod) = pod else {
             self.entering.insert(pid, Entering { process, container: container.id, told: false });
             return Ok(());
@@ -206,6 +210,16 @@ impl ProcSweep {
             let event = self.describe(pid, &standing, &Lineage { state: state::INSIDE, ..new })?;
             self.told.entry(container.id).or_default().inside = true;
             found.tell(reason::FIRST_WORKLOAD, Body::Entry(Box::new(event)));
+        }
+        Ok(())
+    }
+
+    /// Begins the same lineage for the other threads of a process.
+    fn adopt_threads(&self, pid: u32, new: Lineage) -> Result<(), VisitError> {
+        for tid in self.proc.threads(pid)?.into_iter().filter(|tid| *tid != pid) {
+            if let Some(pidfd) = open(tid, PIDFD_THREAD) {
+                self.lineages.begin(pidfd.as_fd(), new).map_err(of(tid))?;
+            }
         }
         Ok(())
     }
@@ -268,6 +282,10 @@ impl ProcSweep {
         }
         let workload = known.flags & lineage::WORKLOAD != 0;
         let event = Box::new(self.describe(pid, &standing, known)?);
+        if self.entering.get(&pid).is_none_or(|entering| entering.process != event.task.process) {
+            // another one by now, with the same pid
+            return Ok(());
+        }
         let told = self.told.entry(CgroupId(known.container)).or_default();
         if workload && std::mem::replace(&mut told.host, true) {
             self.entering.remove(&pid);
@@ -300,9 +318,9 @@ impl Entering {
     }
 }
 
-/// `None` if it has ended.
-fn open(pid: u32) -> Option<OwnedFd> {
-    pidfd_open(Pid::from_raw(i32::try_from(pid).ok()?)?, PidfdFlags::empty()).ok()
+/// `None` if it has ended, or the kernel does not know the flags.
+fn open(pid: u32, flags: PidfdFlags) -> Option<OwnedFd> {
+    pidfd_open(Pid::from_raw(i32::try_from(pid).ok()?)?, flags).ok()
 }
 
 fn of(pid: u32) -> impl Fn(std::io::Error) -> VisitError {

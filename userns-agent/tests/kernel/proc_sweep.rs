@@ -83,11 +83,12 @@ fn apart(command: &[&str], then: &str) -> Child {
     child
 }
 
-fn without_iterator(test: &str) -> Option<Kernel> {
-    let kernel = start_with(test, |features| features.iterators.clear())?;
+/// The programs without the iterator. For tests that are [`wanted`].
+fn without_iterator() -> Kernel {
+    let kernel = start_with("", |features| features.iterators.clear()).unwrap();
     let iterator = kernel.loaded.probes.iter().find(|probe| probe.hook == Hook::TaskIter).unwrap();
     assert!(matches!(iterator.state, State::Degraded { .. }) && iterator.without.contains("/proc"));
-    Some(kernel)
+    kernel
 }
 
 fn pid_of(event: &Event) -> u32 {
@@ -97,14 +98,15 @@ fn pid_of(event: &Event) -> u32 {
 #[test]
 fn processes_from_before_the_agent_are_adopted_from_procfs() {
     let _turn = TURN.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    if !wanted("processes_from_before_the_agent") {
+        return;
+    }
     let container = Container::new();
     let mut child = apart(&["unshare", "-Urm"], "exec /bin/true");
     let mut nested = apart(&["unshare", "-Urm", "unshare", "-Ur"], "exec /bin/true");
     container.take(&child);
     container.take(&nested);
-    let Some(mut kernel) = without_iterator("processes_from_before_the_agent") else {
-        return finish(child, nested);
-    };
+    let mut kernel = without_iterator();
     container.watch(&mut kernel);
     let userns = ProcFs::new("/proc").user_namespace(child.id()).unwrap();
 
@@ -152,11 +154,38 @@ fn processes_from_before_the_agent_are_adopted_from_procfs() {
     }
 }
 
-fn finish(mut child: Child, mut nested: Child) {
-    for child in [&mut child, &mut nested] {
-        go(child);
-        child.wait().unwrap();
+#[test]
+fn threads_are_adopted_with_their_process() {
+    let _turn = TURN.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    if !wanted("threads_are_adopted") {
+        return;
     }
+    let container = Container::new();
+    let mut kernel = without_iterator();
+    let me = rustix::thread::gettid();
+    assert_ne!(me, rustix::process::getpid(), "tests run beside the first thread");
+    // PIDFD_THREAD
+    let flags = PidfdFlags::from_bits_retain(rustix::fs::OFlags::EXCL.bits());
+    let Ok(pidfd) = pidfd_open(me, flags) else {
+        println!("SKIPPED: threads_are_adopted: this kernel has no pidfds of threads");
+        return;
+    };
+    let lineages = kernel.loaded.lineages().unwrap();
+    let lineage = || lineages.get(pidfd.as_fd()).unwrap().map(|tracked| tracked.lineage);
+    let home = ProcFs::new("/proc").cgroup(std::process::id()).unwrap().unwrap();
+    let home = container.cgroups.root().join(home.as_str().trim_start_matches('/')).join("cgroup.procs");
+    let myself = std::process::id().to_string();
+    // in before the cgroup is watched: no hook takes note
+    std::fs::write(container.directory().join("cgroup.procs"), &myself).unwrap();
+    let mut sweep = container.sweep(&kernel, Duration::from_secs(60));
+    let before = lineage();
+    container.watch(&mut kernel);
+    let found = container.run(&mut sweep);
+    let after = lineage();
+    std::fs::write(home, &myself).unwrap();
+    assert_eq!((before, found.adopted), (None, 1));
+    let after = after.unwrap();
+    assert_eq!((after.origin, after.container), (origin::ADOPTED, container.cgroup.id.0));
 }
 
 impl Kernel {
@@ -182,7 +211,10 @@ impl Kernel {
 #[test]
 fn replaced_credentials_are_found_by_way_of_procfs_and_told_once() {
     let _turn = TURN.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-    let Some(mut kernel) = without_iterator("replaced_credentials_by_procfs") else { return };
+    if !wanted("replaced_credentials_by_procfs") {
+        return;
+    }
+    let mut kernel = without_iterator();
     let container = Container::new();
     let mut child = shell("exec /bin/true");
     kernel.claim(&child);
@@ -208,14 +240,13 @@ fn replaced_credentials_are_found_by_way_of_procfs_and_told_once() {
 #[test]
 fn a_host_process_in_a_container_is_told_after_the_grace_period_and_taken_back() {
     let _turn = TURN.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    if !wanted("a_host_process_in_a_container") {
+        return;
+    }
     let container = Container::new();
     let mut child = shell("exit 0");
     container.take(&child);
-    let Some(mut kernel) = without_iterator("a_host_process_in_a_container") else {
-        go(&mut child);
-        child.wait().unwrap();
-        return;
-    };
+    let mut kernel = without_iterator();
     container.watch(&mut kernel);
     let mut sweep = container.sweep(&kernel, Duration::from_millis(200));
     let first = container.run(&mut sweep);

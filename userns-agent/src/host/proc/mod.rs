@@ -96,13 +96,17 @@ impl ProcFs {
     ///
     /// [`ProcError::Read`]
     pub fn pids(&self) -> Result<Vec<u32>, ProcError> {
-        let read = |source| ProcError::Read { path: self.root.clone(), source };
-        let mut pids = Vec::new();
-        for entry in std::fs::read_dir(&self.root).map_err(read)? {
-            pids.extend(entry.map_err(read)?.file_name().to_str().and_then(|name| name.parse::<u32>().ok()));
-        }
-        pids.sort_unstable();
-        Ok(pids)
+        numbers(&self.root).map_err(|source| ProcError::Read { path: self.root.clone(), source })
+    }
+
+    /// Ids of all threads of a process, in ascending order.
+    ///
+    /// # Errors
+    ///
+    /// [`ProcError`]
+    pub fn threads(&self, pid: u32) -> Result<Vec<u32>, ProcError> {
+        let path = self.path(pid, "task");
+        numbers(&path).map_err(|source| error(pid, path, source))
     }
 
     /// Its cgroup in the unified hierarchy; `None` if there is no such hierarchy. See [`parse_cgroup`].
@@ -298,6 +302,16 @@ impl ProcFs {
         parse(&String::from_utf8_lossy(&bytes))
             .map_err(|source| ProcError::Parse { path: self.path(pid, name), source })
     }
+}
+
+/// The entries of a directory that are numbers, in ascending order.
+fn numbers(path: &Path) -> std::io::Result<Vec<u32>> {
+    let mut numbers = Vec::new();
+    for entry in std::fs::read_dir(path)? {
+        numbers.extend(entry?.file_name().to_str().and_then(|name| name.parse::<u32>().ok()));
+    }
+    numbers.sort_unstable();
+    Ok(numbers)
 }
 
 fn error(pid: u32, path: PathBuf, source: std::io::Error) -> ProcError {

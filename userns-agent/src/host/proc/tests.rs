@@ -80,6 +80,8 @@ fn errors_name_the_file() {
 fn the_real_procfs_agrees_with_the_kernel() {
     let (proc, me) = (ProcFs::new("/proc"), std::process::id());
     assert!(proc.pids().unwrap().contains(&me));
+    // the test itself runs on another thread than the first
+    assert!(proc.threads(me).unwrap().len() > 1 && proc.threads(me).unwrap().contains(&me));
     let status = proc.status(me).unwrap();
     assert_eq!((status.tgid, status.ids.uid), (me, rustix::process::getuid().as_raw()));
     let executable = proc.executable(me).unwrap().unwrap();
