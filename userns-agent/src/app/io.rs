@@ -18,7 +18,7 @@ use crate::event::{CgroupId, Counter, Event, Told};
 use crate::host::proc::ProcFs;
 use crate::host::{SourceHealth, SourceState};
 use crate::kernel::programs::Program;
-use crate::kernel::status::Probe;
+use crate::kernel::status::{Probe, State};
 use crate::sink::http::{self, StatusSource};
 use crate::sink::memory::Memory;
 use crate::sink::metrics::MetricsError;
@@ -157,6 +157,15 @@ impl Outputs {
     /// Takes note of the hooks, with a line of log for each that is missing.
     pub(super) fn probes(&mut self, probes: &[Probe]) {
         self.probes = probes.iter().map(report).collect();
+        for probe in probes.iter().filter(|probe| probe.state == State::Active) {
+            if let (Some(mechanism), false) = (probe.mechanism, probe.passed_over.is_empty()) {
+                let (hook, better) = (probe.hook.name(), probe.passed_over.join("; "));
+                tracing::debug!(
+                    "hook {hook} is attached by {}, as better ones are not to be had: {better}",
+                    mechanism.name()
+                );
+            }
+        }
         for probe in &self.probes {
             self.metrics.probe(probe);
             if let Some(reason) = &probe.reason {
