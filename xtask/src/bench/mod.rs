@@ -11,9 +11,9 @@
 //! | `page`, `plot` | docs/benchmarks.md and its figures |
 //! | [`inside`] | the statically linked program for guests and containers |
 
-use std::path::PathBuf;
+use std::{fs, path::PathBuf};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use clap::{Args, ValueEnum};
 
 use crate::{
@@ -197,6 +197,11 @@ pub(crate) fn build_inside(steps: &mut Steps, workspace: &Workspace) -> Result<P
         let mut cargo = workspace.cargo("rustc");
         cargo.args(["--package", "xtask", "--bin", guest::PROGRAM]);
         process::run(cargo.args(["--", "-C", "target-feature=+crt-static"]))?;
-        Ok(workspace.target().join("debug").join(guest::PROGRAM))
+        // where it is built, the next `cargo test` puts one that is linked dynamically
+        let (built, kept) = (workspace.target().join("debug"), workspace.target().join("static"));
+        fs::create_dir_all(&kept).with_context(|| format!("cannot create {}", kept.display()))?;
+        let (built, kept) = (built.join(guest::PROGRAM), kept.join(guest::PROGRAM));
+        fs::copy(&built, &kept).with_context(|| format!("cannot copy {}", built.display()))?;
+        Ok(kept)
     })
 }
