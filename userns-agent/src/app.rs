@@ -338,6 +338,8 @@ impl App {
         self.drain_rings(Ok(()));
         self.count();
         self.tick();
+        self.engine.flush(&mut self.decided);
+        self.act();
         self.outputs.stop().await;
     }
 }

@@ -3,11 +3,14 @@
 //! Names follow the kernel. Times are nanoseconds of `CLOCK_BOOTTIME`; ids are kernel ids as the initial user
 //! namespace sees them; pids are those of the initial pid namespace.
 
+mod pod;
 mod told;
 
-use std::collections::BTreeMap;
 use std::fmt;
 
+pub use pod::{
+    ContainerKind, ContainerSpec, Owner, PodSource, PodSpec, Sandbox, SecurityContext, UsernsMode, Volume,
+};
 pub use told::{Told, ToldCall, ToldCapability};
 pub use userns_common::cgroup::role;
 pub use userns_common::kind::{
@@ -293,23 +296,6 @@ pub struct KubeletRecord {
     pub gid_mappings: Vec<Extent>,
 }
 
-/// What a pod declares, from a Pod object.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct PodSpec {
-    /// UID under which kubelet knows it: the configuration hash of a static pod, else `metadata.uid`.
-    pub uid: PodUid,
-    /// Namespace.
-    pub namespace: String,
-    /// Name.
-    pub name: String,
-    /// Labels.
-    pub labels: BTreeMap<String, String>,
-    /// `spec.hostUsers`, absent when unset (which means true).
-    pub host_users: Option<bool>,
-    /// `spec.runtimeClassName`.
-    pub runtime_class: Option<String>,
-}
-
 /// Something learnt from outside the kernel's hooks.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Fact {
@@ -327,8 +313,18 @@ pub enum Fact {
         /// The record.
         record: Option<KubeletRecord>,
     },
-    /// All pods of the pods file, replacing those of an earlier reading.
-    Pods(Vec<PodSpec>),
+    /// All pods that a source has, replacing what it told before.
+    Pods(PodSource, Vec<PodSpec>),
+    /// A source has this pod, new or changed.
+    Pod(PodSource, Box<PodSpec>),
+    /// A source has it no longer.
+    PodGone(PodSource, PodUid),
+    /// All sandboxes of the container runtime, replacing what it told before.
+    Sandboxes(Vec<Sandbox>),
+    /// The container runtime has this sandbox, new or changed.
+    Sandbox(Box<Sandbox>),
+    /// It has the sandbox of this id no longer.
+    SandboxGone(String),
     /// Executables of container runtimes on this node.
     RuntimeImages(Vec<Image>),
     /// The aggregation table as it stands.

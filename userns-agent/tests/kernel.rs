@@ -158,7 +158,8 @@ fn variant(test: &str, then: &str, hooks: &[Hook]) {
     assert_eq!((task.task.userns.level, task.task.pod_userns), (0, None));
     assert_eq!(task.ancestors.first().map(|parent| parent.process.pid), Some(std::process::id()));
 
-    let limits = Limits { grace: Duration::from_secs(2), containers: 16, processes: 16 };
+    let limits =
+        Limits { grace: Duration::from_secs(2), enrich_wait: Duration::ZERO, containers: 16, processes: 16 };
     let mut out = Vec::new();
     Engine::new(limits).handle(Input::Event(event), &mut out);
     assert!(matches!(out.as_slice(), [Output::Finding(finding)] if finding.rule == RuleId::I1), "{out:?}");

@@ -1,5 +1,7 @@
 //! From a configuration to a running pipeline.
 
+use std::time::Duration;
+
 use tokio::sync::{mpsc, watch};
 
 use super::io::Outputs;
@@ -145,9 +147,15 @@ fn limits(config: &Config) -> Limits {
     let table = |size: u64| usize::try_from(size).unwrap_or(usize::MAX);
     Limits {
         grace: config.entry_grace,
+        enrich_wait: if tells_names(config) { config.enrich_wait } else { Duration::ZERO },
         containers: table(config.max_containers),
         processes: table(config.max_processes),
     }
+}
+
+/// Whether any source could tell the names of pods.
+fn tells_names(config: &Config) -> bool {
+    config.pods_file.is_some()
 }
 
 fn check_user_namespace(proc: &ProcFs) -> Result<(), RunError> {

@@ -93,6 +93,13 @@ pub static KEYS: &[Key] = &[
         ),
     },
     Key {
+        name: "enrich_wait",
+        help: "How long a finding that is not critical may wait for the names of its pod and container, where a source \
+               is configured that could tell them; it is then told with what is known, and amended later",
+        ps: false,
+        slot: Slot::Time(|config| &mut config.enrich_wait, Duration::ZERO..=Duration::from_secs(10)),
+    },
+    Key {
         name: "sweep_interval",
         help: "Time between two sweeps over all processes, cgroups and kubelet's records, which find what an \
                event would have told but was lost",

@@ -60,6 +60,8 @@ pub struct Config {
     pub listen: SocketAddr,
     /// How long a runtime may take from entering a container's cgroup to leaving the host's user namespace.
     pub entry_grace: Duration,
+    /// How long a finding may wait for names.
+    pub enrich_wait: Duration,
     /// Time between two sweeps over all tasks, cgroups and kubelet's records.
     pub sweep_interval: Duration,
     /// What goes to standard output.
@@ -96,6 +98,7 @@ impl Default for Config {
             pods_file: None,
             listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 9477)),
             entry_grace: Duration::from_secs(2),
+            enrich_wait: Duration::from_millis(300),
             sweep_interval: Duration::from_secs(5),
             output: Output::Auto,
             output_file: None,

@@ -50,6 +50,7 @@ host_root: /h
 runtime_paths: [/a, /b c]
 listen: 0.0.0.0:1
 entry_grace: 1m
+enrich_wait: 1s
 sweep_interval: 1h
 output: live
 output_file: /var/log/x

@@ -3,7 +3,8 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use super::state::{Container, Pod, Promise, State};
+use super::pods::{Pod, Promise};
+use super::state::{Container, State};
 use crate::event::{Image, Nanos, PodUid, TaskEvent, UserNs};
 
 /// The surroundings of a container or event. All of it is known already: a rule asks nothing of the outside.

@@ -6,10 +6,11 @@ use std::time::Duration;
 use userns_common::kind::{Hook, Operation, Relation, lineage, origin, state, verdict};
 
 use super::context::{Context, Runtimes};
-use super::finding::{CapabilityUse, ContainerRef, Finding, PodRef};
-use super::open::OpenFindings;
+use super::finding::{CapabilityUse, ContainerRef, Finding, HostNamespaces, PodRef, Severity, Status};
+use super::open::{Key, OpenFindings};
+use super::pods::Promise;
 use super::rules::{self, RuleId};
-use super::state::{Promise, Sizes, State};
+use super::state::{Sizes, State};
 use super::withheld::{Budgets, Withheld};
 use crate::event::{
     AggregateKey, AggregateValue, Body, CgroupId, Event, Fact, Input, Nanos, TaskEvent, reason,
@@ -20,6 +21,9 @@ use crate::event::{
 pub struct Limits {
     /// How long a runtime may need to enter.
     pub grace: Duration,
+    /// How long a finding that is not critical may wait for the names of its pod and container; zero where no source
+    /// could tell them.
+    pub enrich_wait: Duration,
     /// Containers kept.
     pub containers: usize,
     /// Processes kept.
@@ -85,6 +89,7 @@ impl Stats {
 #[derive(Debug)]
 pub struct Engine {
     grace: Duration,
+    enrich_wait: Duration,
     state: State,
     runtimes: Runtimes,
     open: OpenFindings,
@@ -103,6 +108,7 @@ impl Engine {
     pub fn new(limits: Limits) -> Self {
         Self {
             grace: limits.grace,
+            enrich_wait: limits.enrich_wait,
             state: State::new(Sizes { containers: limits.containers, processes: limits.processes }),
             runtimes: Runtimes::default(),
             open: OpenFindings::new(MAX_OPEN),
@@ -287,12 +293,26 @@ impl Engine {
             }
             Fact::KubeletRecord { uid, record } => {
                 let concerned = self.state.recorded(&uid, record, self.now);
-                self.promise_changed(&concerned, out);
+                self.known_better(&concerned, out);
             }
-            Fact::Pods(specs) => {
-                let concerned = self.state.declared(specs);
-                self.promise_changed(&concerned, out);
+            Fact::Pods(source, specs) => {
+                let concerned = self.state.listed(source, specs, self.now);
+                self.known_better(&concerned, out);
             }
+            Fact::Pod(source, spec) => {
+                let concerned = self.state.described(source, *spec);
+                self.known_better(&concerned, out);
+            }
+            Fact::PodGone(source, uid) => self.state.undescribed(source, &uid, self.now),
+            Fact::Sandboxes(sandboxes) => {
+                let concerned = self.state.sandboxes(sandboxes, self.now);
+                self.known_better(&concerned, out);
+            }
+            Fact::Sandbox(sandbox) => {
+                let concerned = self.state.sandbox(*sandbox);
+                self.known_better(&concerned, out);
+            }
+            Fact::SandboxGone(id) => self.state.sandbox_gone(&id, self.now),
             Fact::RuntimeImages(images) => self.runtimes = Runtimes::new(&images),
             Fact::Aggregates(rows) => self.aggregates(rows),
             Fact::Budgets(rows) => {
@@ -305,9 +325,18 @@ impl Engine {
         }
     }
 
-    fn promise_changed(&mut self, containers: &[CgroupId], out: &mut Vec<Output>) {
+    /// Something about these containers' pods has become known: tells findings that lacked it again, and judges anew.
+    fn known_better(&mut self, containers: &[CgroupId], out: &mut Vec<Output>) {
         for container in containers {
-            self.open.amend(*container);
+            for key in self.open.incomplete(*container) {
+                let Some(mut finding) = self.described(&key) else { continue };
+                match self.open.missing(&key) {
+                    Some(missing) if finding.unknown.len() < missing => finding.status = Status::Amended,
+                    None if !self.can_learn_more(&finding) => {}
+                    _ => continue,
+                }
+                self.say(&key, finding, out);
+            }
             self.judge(*container, out);
         }
     }
@@ -378,6 +407,7 @@ impl Engine {
         for container in waiting {
             self.judge(container, out);
         }
+        self.release(Some(self.now), out);
         for (mut finding, container) in self.open.due(self.now) {
             self.describe(&mut finding, container);
             out.push(Output::Finding(Box::new(finding)));
@@ -411,11 +441,49 @@ impl Engine {
         out: &mut Vec<Output>,
     ) {
         for detection in found {
-            let Some(finding) = self.open.take(rule, detection, container) else { continue };
-            let mut finding = finding.clone();
-            self.describe(&mut finding, container);
-            out.push(Output::Finding(Box::new(finding)));
+            let Some(key) = self.open.take(rule, detection, container) else { continue };
+            let Some(finding) = self.described(&key) else { continue };
+            let until = Nanos(self.now.0.saturating_add(nanos(self.enrich_wait)));
+            if !(self.can_learn_more(&finding) && self.open.hold(&key, until)) {
+                self.say(&key, finding, out);
+            }
         }
+    }
+
+    /// Tells findings that were kept back, now that it is this late, or all of them.
+    fn release(&mut self, now: Option<Nanos>, out: &mut Vec<Output>) {
+        for key in self.open.overdue(now) {
+            if let Some(finding) = self.described(&key) {
+                self.say(&key, finding, out);
+            }
+        }
+    }
+
+    fn say(&mut self, key: &Key, finding: Finding, out: &mut Vec<Output>) {
+        self.open.telling(key, finding.unknown.len());
+        out.push(Output::Finding(Box::new(finding)));
+    }
+
+    /// Whether a finding may wait for the names of its pod and container.
+    fn can_learn_more(&self, finding: &Finding) -> bool {
+        let nameless = |pod: &PodRef| pod.name.is_none();
+        let unnamed = |container: &ContainerRef| container.kind.is_none() && !container.id.is_empty();
+        finding.severity < Severity::Critical
+            && !self.enrich_wait.is_zero()
+            && (finding.pod.as_ref().is_some_and(nameless) || finding.container.as_ref().is_some_and(unnamed))
+    }
+
+    /// The open finding with what is known of its container and pod.
+    fn described(&self, key: &Key) -> Option<Finding> {
+        let (finding, container) = self.open.get(key)?;
+        let mut finding = finding.clone();
+        self.describe(&mut finding, container);
+        Some(finding)
+    }
+
+    /// Tells what is kept back, because the agent stops.
+    pub fn flush(&mut self, out: &mut Vec<Output>) {
+        self.release(None, out);
     }
 
     /// Adds what is known of container and pod, and says what is not.
@@ -433,8 +501,14 @@ impl Engine {
             finding.unknown.push("pod: the cgroup path names none");
             return;
         };
-        if pod.spec.is_none() {
-            finding.unknown.push("pod name, namespace, labels and spec.hostUsers: no Pod object was given");
+        if pod.spec().is_none() {
+            finding.unknown.push("pod name, namespace and labels: no source has told them");
+        }
+        if pod.declared().is_none() {
+            finding.unknown.push("spec.hostUsers, owner and service account: no Pod object was given");
+        }
+        if finding.container.as_ref().is_some_and(|known| known.kind.is_none() && !known.id.is_empty()) {
+            finding.unknown.push("container name and image: no source has told them");
         }
         if pod.record.is_none() {
             finding.unknown.push("recorded range: kubelet has no record of a user namespace for this pod");
@@ -444,28 +518,49 @@ impl Engine {
 
 /// What is known of container and pod.
 fn refs(context: &Context<'_>) -> (Option<ContainerRef>, Option<PodRef>) {
-    let container = context.container.map(|container| ContainerRef {
-        id: container.id.clone(),
-        runtime: container.runtime,
-        cgroup: container.cgroup,
-        cgroup_path: container.path.as_str().to_owned(),
-    });
-    let pod = context.pod.map(|(uid, pod)| {
-        let spec = pod.spec.as_ref();
-        PodRef {
-            uid: uid.clone(),
-            namespace: spec.map(|spec| spec.namespace.clone()),
-            name: spec.map(|spec| spec.name.clone()),
-            labels: spec.map(|spec| spec.labels.clone()).unwrap_or_default(),
-            host_users: spec.and_then(|spec| spec.host_users),
-            recorded_uid_map: pod
-                .record
-                .as_ref()
-                .map(|record| record.uid_mappings.clone())
-                .unwrap_or_default(),
+    let container = context.container.map(|container| {
+        let spec = context.pod.and_then(|(_, pod)| pod.container(&container.id));
+        let told = |text: String| (!text.is_empty()).then_some(text);
+        let kind = spec.as_ref().map(|spec| spec.kind);
+        let (name, image, image_digest) =
+            spec.map_or_else(Default::default, |spec| (told(spec.name), told(spec.image), spec.image_digest));
+        ContainerRef {
+            name,
+            kind,
+            image,
+            image_digest,
+            id: container.id.clone(),
+            runtime: container.runtime,
+            cgroup: container.cgroup,
+            cgroup_path: container.path.as_str().to_owned(),
         }
     });
+    let pod = context.pod.map(|(uid, pod)| {
+        let mut known = PodRef { uid: uid.clone(), ..PodRef::default() };
+        if let Some((source, spec)) = pod.described() {
+            known.source = Some(source);
+            known.namespace = Some(spec.namespace.clone());
+            known.name = Some(spec.name.clone());
+            known.labels.clone_from(&spec.labels);
+            known.owner.clone_from(&spec.owner);
+            known.service_account.clone_from(&spec.service_account);
+            known.runtime_class.clone_from(&spec.runtime_class);
+        }
+        if let Some(spec) = pod.declared() {
+            known.host_users = spec.host_users;
+            let (network, pid, ipc) = (spec.host_network, spec.host_pid, spec.host_ipc);
+            known.host_namespaces = Some(HostNamespaces { network, pid, ipc });
+        }
+        if let Some(record) = &pod.record {
+            known.recorded_uid_map.clone_from(&record.uid_mappings);
+        }
+        known
+    });
     (container, pod)
+}
+
+fn nanos(time: Duration) -> u64 {
+    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
 }
 
 fn check_label(key: &AggregateKey) -> (&'static str, bool) {

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
-use crate::event::{CgroupId, Extent, IdMap, Nanos, PodUid, TaskEvent};
+use crate::event::{CgroupId, ContainerKind, Extent, IdMap, Nanos, Owner, PodSource, PodUid, TaskEvent};
 
 /// A finding's identity: the same for all updates of one finding, and the same again when a recording is replayed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -76,26 +76,55 @@ impl Confidence {
     }
 }
 
-/// The pod a finding is about.
+/// The pod a finding is about. Everything but the UID is absent while no source has told it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct PodRef {
     /// UID, from the cgroup path.
     pub uid: PodUid,
-    /// Namespace, if a Pod object is known.
+    /// Who told the rest.
+    pub source: Option<PodSource>,
+    /// Namespace.
     pub namespace: Option<String>,
-    /// Name, likewise.
+    /// Name.
     pub name: Option<String>,
-    /// Labels, likewise.
+    /// Labels.
     pub labels: BTreeMap<String, String>,
+    /// The controller that made it.
+    pub owner: Option<Owner>,
+    /// Service account.
+    pub service_account: Option<String>,
+    /// Runtime class, or the runtime's handler.
+    pub runtime_class: Option<String>,
     /// `spec.hostUsers` as declared: `None` if no Pod object is known or the field is unset.
     pub host_users: Option<bool>,
+    /// Other namespaces of the host that it asks for, if a Pod object is known.
+    pub host_namespaces: Option<HostNamespaces>,
     /// User id map that kubelet recorded.
     pub recorded_uid_map: Vec<Extent>,
+}
+
+/// Namespaces of the host that a pod asks for, besides the user namespace.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct HostNamespaces {
+    /// `spec.hostNetwork`.
+    pub network: bool,
+    /// `spec.hostPID`.
+    pub pid: bool,
+    /// `spec.hostIPC`.
+    pub ipc: bool,
 }
 
 /// The container a finding is about.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ContainerRef {
+    /// Its name in the pod, if a source has told it; a sandbox has none.
+    pub name: Option<String>,
+    /// What it is in the pod, likewise.
+    pub kind: Option<ContainerKind>,
+    /// Its image as the pod names it.
+    pub image: Option<String>,
+    /// The image's digest.
+    pub image_digest: Option<String>,
     /// Container id, as in the cgroup path.
     pub id: String,
     /// Runtime or CRI implementation that the cgroup's name shows.
@@ -135,8 +164,10 @@ pub struct CallUse {
 pub enum Status {
     /// The first time.
     Opened,
-    /// An update: `count` and what was used have grown, or what was missing has become known.
+    /// An update: `count` and what was used have grown.
     Updated,
+    /// The same again, with something about pod or container that was not known before.
+    Amended,
 }
 
 impl Status {
@@ -146,6 +177,7 @@ impl Status {
         match self {
             Self::Opened => "opened",
             Self::Updated => "updated",
+            Self::Amended => "amended",
         }
     }
 }
@@ -155,7 +187,7 @@ impl Status {
 pub struct Finding {
     /// Identity.
     pub id: FindingId,
-    /// Opened or updated.
+    /// Opened, updated or amended.
     pub status: Status,
     /// The rule, whose metadata ([`super::rules::Rule`]) completes the finding.
     pub rule: super::rules::RuleId,

@@ -10,6 +10,7 @@ mod earlier;
 mod engine;
 pub mod finding;
 mod open;
+mod pods;
 pub mod range;
 pub mod rules;
 mod state;
@@ -17,5 +18,6 @@ mod withheld;
 
 pub use context::Context;
 pub use engine::{Engine, Limits, Output, Stats};
-pub use state::{Container, Pod, Promise};
+pub use pods::{Pod, Promise};
+pub use state::Container;
 pub use withheld::Withheld;

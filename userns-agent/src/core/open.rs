@@ -1,6 +1,6 @@
 //! Findings that are open: what is news, what repeats, what is told again.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 
 use super::earlier::{self, Earlier};
 use super::finding::{CallUse, CapabilityUse, Confidence, Finding, FindingId, Severity, Status};
@@ -67,13 +67,25 @@ struct Open {
     container: Option<CgroupId>,
     /// What earlier runs told of it: its counts go on from there.
     earlier: Option<Box<Told>>,
+    /// Not told yet: it waits for what is not known.
+    held: bool,
+    /// How much was not known when it was last told.
+    missing: usize,
 }
+
+/// Names an open finding.
+pub(super) type Key = (RuleId, Scope);
+
+/// Findings that wait for what is not known, at most; others are told without.
+const MAX_HELD: usize = 64;
 
 /// The open findings.
 #[derive(Debug)]
 pub(super) struct OpenFindings {
     limit: usize,
-    open: BTreeMap<(RuleId, Scope), Open>,
+    open: BTreeMap<Key, Open>,
+    /// Findings not told yet, and until when, the earliest first.
+    held: VecDeque<(Nanos, Key)>,
     /// What earlier runs told.
     pub(super) earlier: Earlier,
     /// Detections that were folded into an open finding.
@@ -86,7 +98,14 @@ impl OpenFindings {
     /// None open, at most `limit` to be.
     #[must_use]
     pub(super) fn new(limit: usize) -> Self {
-        Self { limit, open: BTreeMap::new(), earlier: Earlier::default(), repeated: 0, evicted: 0 }
+        Self {
+            limit,
+            open: BTreeMap::new(),
+            held: VecDeque::new(),
+            earlier: Earlier::default(),
+            repeated: 0,
+            evicted: 0,
+        }
     }
 
     /// How many are open.
@@ -95,18 +114,19 @@ impl OpenFindings {
         self.open.len()
     }
 
-    /// Takes what a rule says. Returns the finding if it is news; a repetition is kept for an update. What an
+    /// Takes what a rule says. Returns the finding's key if it is news; a repetition is kept for an update. What an
     /// earlier run told is news only as far as there is more to it now.
     pub(super) fn take(
         &mut self,
         rule: RuleId,
         detection: Detection,
         container: Option<CgroupId>,
-    ) -> Option<&mut Finding> {
-        if self.repeat(rule, &detection) {
-            return None;
-        }
+    ) -> Option<Key> {
         let key = (rule, detection.scope.clone());
+        if self.repeat(rule, &detection) {
+            let grave = |open: &Open| open.held && open.finding.severity == Severity::Critical;
+            return self.open.get(&key).is_some_and(grave).then_some(key);
+        }
         if self.open.len() >= self.limit {
             self.evict();
         }
@@ -131,13 +151,60 @@ impl OpenFindings {
             calls: detection.calls,
             unknown: Vec::new(),
         };
-        let open = Open { told: finding.time, finding, dirty: false, container, earlier: told };
-        let open = self.open.entry(key).or_insert(open);
+        let told_at = finding.time;
+        let open =
+            Open { told: told_at, finding, dirty: false, container, earlier: told, held: false, missing: 0 };
+        let open = self.open.entry(key.clone()).or_insert(open);
         if resumed.is_some_and(|detection| !open.resume(&detection)) {
             self.repeated += 1;
             return None;
         }
-        Some(&mut open.finding)
+        Some(key)
+    }
+
+    /// The finding and the container it is about.
+    #[must_use]
+    pub(super) fn get(&self, key: &Key) -> Option<(&Finding, Option<CgroupId>)> {
+        self.open.get(key).map(|open| (&open.finding, open.container))
+    }
+
+    /// Takes note that a finding is told now, with so much not known.
+    pub(super) fn telling(&mut self, key: &Key, missing: usize) {
+        let Some(open) = self.open.get_mut(key) else { return };
+        open.missing = missing;
+        if std::mem::take(&mut open.held) {
+            open.dirty = false;
+            self.held.retain(|(_, held)| held != key);
+        }
+    }
+
+    /// Keeps a finding back until then; false if too many are kept back already.
+    pub(super) fn hold(&mut self, key: &Key, until: Nanos) -> bool {
+        let Some(open) = self.open.get_mut(key).filter(|_| self.held.len() < MAX_HELD) else { return false };
+        if !std::mem::replace(&mut open.held, true) {
+            self.held.push_back((until, key.clone()));
+        }
+        true
+    }
+
+    /// Findings kept back for long enough, or all of them.
+    #[must_use]
+    pub(super) fn overdue(&self, now: Option<Nanos>) -> Vec<Key> {
+        let over = self.held.iter().take_while(|(until, _)| now.is_none_or(|now| *until <= now));
+        over.map(|(_, key)| key.clone()).collect()
+    }
+
+    /// Findings about this container that were told with something not known, or wait to be told.
+    #[must_use]
+    pub(super) fn incomplete(&self, container: CgroupId) -> Vec<Key> {
+        let of = |open: &Open| open.container == Some(container) && (open.held || open.missing > 0);
+        self.open.iter().filter(|(_, open)| of(open)).map(|(key, _)| key.clone()).collect()
+    }
+
+    /// How much was not known when a finding was told; `None` if it was not told yet.
+    #[must_use]
+    pub(super) fn missing(&self, key: &Key) -> Option<usize> {
+        self.open.get(key).filter(|open| !open.held).map(|open| open.missing)
     }
 
     /// Folds what a rule says into an open finding, if there is one; false if there is none.
@@ -150,7 +217,8 @@ impl OpenFindings {
     }
 
     fn evict(&mut self) {
-        let oldest = self.open.iter().min_by_key(|(_, open)| (open.finding.severity, open.told));
+        let told = self.open.iter().filter(|(_, open)| !open.held);
+        let oldest = told.min_by_key(|(_, open)| (open.finding.severity, open.told));
         if let Some(key) = oldest.map(|(key, _)| key.clone()) {
             self.open.remove(&key);
             self.evicted += 1;
@@ -162,7 +230,7 @@ impl OpenFindings {
         let due = self
             .open
             .values_mut()
-            .filter(|open| open.dirty && now.0.saturating_sub(open.told.0) >= UPDATE_NS);
+            .filter(|open| open.dirty && !open.held && now.0.saturating_sub(open.told.0) >= UPDATE_NS);
         due.map(|open| {
             open.dirty = false;
             open.told = now;
@@ -172,16 +240,13 @@ impl OpenFindings {
         .collect()
     }
 
-    /// Marks findings about a container for an update: something about its pod has become known.
-    pub(super) fn amend(&mut self, container: CgroupId) {
-        for open in self.open.values_mut().filter(|open| open.container == Some(container)) {
-            open.dirty = true;
-        }
-    }
-
     /// Closes findings about containers that are gone.
     pub(super) fn forget(&mut self, containers: &[CgroupId]) {
+        if containers.is_empty() {
+            return;
+        }
         self.open.retain(|_, open| open.container.is_none_or(|container| !containers.contains(&container)));
+        self.held.retain(|(_, key)| self.open.contains_key(key));
         self.earlier.forget(containers);
     }
 }

@@ -3,47 +3,12 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use super::finding::CapabilityUse;
+use super::pods::Pod;
 use crate::cgroup;
 use crate::event::{
-    Cgroup, CgroupId, KubeletRecord, Nanos, PodSpec, PodUid, ProcessId, TaskEvent, Text, UserNs, role,
+    Cgroup, CgroupId, KubeletRecord, Nanos, PodSource, PodSpec, PodUid, ProcessId, Sandbox, TaskEvent, Text,
+    UserNs, role,
 };
-
-/// What a pod was promised.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Promise {
-    /// A user namespace: kubelet recorded one, or `spec.hostUsers` is false.
-    UserNamespace,
-    /// The host's: `spec.hostUsers` is true or unset.
-    HostUsers,
-    /// Neither kubelet's record nor a Pod object is known.
-    Unknown,
-}
-
-/// A pod.
-#[derive(Clone, Debug, Default)]
-pub struct Pod {
-    /// From a Pod object.
-    pub spec: Option<PodSpec>,
-    /// Kubelet's record. Kept when the file goes: containers outlive it by moments.
-    pub record: Option<KubeletRecord>,
-    /// Its containers.
-    pub containers: BTreeSet<CgroupId>,
-    /// When its last source of knowledge went.
-    gone: Option<Nanos>,
-}
-
-impl Pod {
-    /// What it was promised. Kubelet's record wins: it is what kubelet acted on.
-    #[must_use]
-    pub fn promise(&self) -> Promise {
-        match (&self.record, &self.spec) {
-            (Some(_), _) => Promise::UserNamespace,
-            (None, Some(spec)) if spec.host_users == Some(false) => Promise::UserNamespace,
-            (None, Some(_)) => Promise::HostUsers,
-            (None, None) => Promise::Unknown,
-        }
-    }
-}
 
 /// A container: one cgroup directly below a pod's.
 #[derive(Clone, Debug, Default)]
@@ -104,6 +69,8 @@ pub(super) struct Sizes {
 pub(super) struct State {
     sizes: Sizes,
     pods: BTreeMap<PodUid, Pod>,
+    /// Pods by their sandboxes' ids.
+    sandboxes: BTreeMap<String, PodUid>,
     containers: BTreeMap<CgroupId, Container>,
     processes: BTreeMap<ProcessId, Process>,
     ended: VecDeque<(Nanos, ProcessId)>,
@@ -118,6 +85,7 @@ impl State {
         Self {
             sizes,
             pods: BTreeMap::new(),
+            sandboxes: BTreeMap::new(),
             containers: BTreeMap::new(),
             processes: BTreeMap::new(),
             ended: VecDeque::new(),
@@ -171,10 +139,10 @@ impl State {
         let parsed = cgroup::parse(seen.path.as_str());
         let pod = parsed.as_ref().map(|parsed| parsed.uid.clone());
         let name = parsed.and_then(|parsed| parsed.container).unwrap_or_default();
-        if let Some(uid) = &pod {
-            self.pod_mut(uid).containers.insert(seen.id);
-        }
         self.make_room_for_container();
+        if let Some(pod) = pod.as_ref().and_then(|uid| self.pod_mut(uid)) {
+            pod.containers.insert(seen.id);
+        }
         let container = Container {
             cgroup: seen.id,
             path: seen.path.clone(),
@@ -207,8 +175,14 @@ impl State {
         }
     }
 
-    fn pod_mut(&mut self, uid: &PodUid) -> &mut Pod {
-        self.pods.entry(uid.clone()).or_default()
+    /// The pod, known from now on; `None` if there are too many pods that are in use.
+    fn pod_mut(&mut self, uid: &PodUid) -> Option<&mut Pod> {
+        if self.pods.len() >= self.sizes.containers && !self.pods.contains_key(uid) {
+            *self.evicted.entry("pods").or_default() += 1;
+            let idle = self.pods.iter().find(|(_, pod)| pod.is_idle()).map(|(uid, _)| uid.clone())?;
+            self.pods.remove(&idle);
+        }
+        Some(self.pods.entry(uid.clone()).or_default())
     }
 
     /// Takes note that a cgroup was removed.
@@ -234,37 +208,63 @@ impl State {
         record: Option<KubeletRecord>,
         now: Nanos,
     ) -> Vec<CgroupId> {
-        let pod = self.pod_mut(uid);
-        let Some(record) = record else {
-            pod.gone = Some(now);
-            return Vec::new();
-        };
-        pod.gone = None;
-        if pod.record.as_ref() == Some(&record) {
-            return Vec::new();
-        }
-        pod.record = Some(record);
-        pod.containers.iter().copied().collect()
+        self.tell_pod(uid, |pod| pod.recorded(record, now))
     }
 
-    /// Takes all Pod objects; returns the containers of pods that say something new.
-    pub(super) fn declared(&mut self, specs: Vec<PodSpec>) -> Vec<CgroupId> {
-        let mut concerned = Vec::new();
-        let mut listed = BTreeSet::new();
-        for spec in specs {
-            listed.insert(spec.uid.clone());
-            let pod = self.pod_mut(&spec.uid);
-            if pod.spec.as_ref() != Some(&spec) {
-                concerned.extend(&pod.containers);
-                pod.spec = Some(spec);
-            }
+    /// Takes all pods of a source; returns the containers of pods of which it says something new.
+    pub(super) fn listed(&mut self, source: PodSource, specs: Vec<PodSpec>, now: Nanos) -> Vec<CgroupId> {
+        let listed: BTreeSet<PodUid> = specs.iter().map(|spec| spec.uid.clone()).collect();
+        for (_, pod) in self.pods.iter_mut().filter(|(uid, _)| !listed.contains(*uid)) {
+            pod.unsay(source, now);
         }
-        for (uid, pod) in &mut self.pods {
-            if !listed.contains(uid) {
-                pod.spec = None;
-            }
+        specs.into_iter().flat_map(|spec| self.described(source, spec)).collect()
+    }
+
+    /// Takes one pod of a source.
+    pub(super) fn described(&mut self, source: PodSource, spec: PodSpec) -> Vec<CgroupId> {
+        let uid = spec.uid.clone();
+        self.tell_pod(&uid, |pod| pod.say(source, spec))
+    }
+
+    /// A source has a pod no longer.
+    pub(super) fn undescribed(&mut self, source: PodSource, uid: &PodUid, now: Nanos) {
+        if let Some(pod) = self.pods.get_mut(uid) {
+            pod.unsay(source, now);
+        }
+    }
+
+    /// Takes all sandboxes of the runtime; returns the containers of pods of which they say something new.
+    pub(super) fn sandboxes(&mut self, sandboxes: Vec<Sandbox>, now: Nanos) -> Vec<CgroupId> {
+        let listed: BTreeSet<&str> = sandboxes.iter().map(|sandbox| sandbox.id.as_str()).collect();
+        let gone: Vec<String> =
+            self.sandboxes.keys().filter(|id| !listed.contains(id.as_str())).cloned().collect();
+        gone.iter().for_each(|id| self.sandbox_gone(id, now));
+        sandboxes.into_iter().flat_map(|sandbox| self.sandbox(sandbox)).collect()
+    }
+
+    /// Takes one sandbox.
+    pub(super) fn sandbox(&mut self, sandbox: Sandbox) -> Vec<CgroupId> {
+        let uid = sandbox.pod.uid.clone();
+        let id = sandbox.id.clone();
+        let concerned = self.tell_pod(&uid, |pod| pod.add_sandbox(sandbox));
+        if self.pods.contains_key(&uid) {
+            self.sandboxes.insert(id, uid);
         }
         concerned
+    }
+
+    /// The runtime has a sandbox no longer.
+    pub(super) fn sandbox_gone(&mut self, id: &str, now: Nanos) {
+        let uid = self.sandboxes.remove(id);
+        if let Some(pod) = uid.and_then(|uid| self.pods.get_mut(&uid)) {
+            pod.remove_sandbox(id, now);
+        }
+    }
+
+    /// Tells a pod something; returns its containers if that was news.
+    fn tell_pod(&mut self, uid: &PodUid, tell: impl FnOnce(&mut Pod) -> bool) -> Vec<CgroupId> {
+        let Some(pod) = self.pod_mut(uid) else { return Vec::new() };
+        if tell(pod) { pod.containers.iter().copied().collect() } else { Vec::new() }
     }
 
     /// Takes note of a process on its way into a container.
@@ -338,10 +338,7 @@ impl State {
         for id in &dead {
             self.drop_container(*id);
         }
-        self.pods.retain(|_, pod| {
-            let forgotten = pod.record.is_none() || pod.gone.is_some_and(|since| over(since, KEEP_NS));
-            !(pod.containers.is_empty() && pod.spec.is_none() && forgotten)
-        });
+        self.pods.retain(|_, pod| !pod.is_forgotten(now));
         dead
     }
 }

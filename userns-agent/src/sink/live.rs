@@ -43,6 +43,7 @@ pub fn format(finding: &Finding, rule: &Rule, style: &Style) -> String {
     let again = match finding.status {
         Status::Opened => String::new(),
         Status::Updated => format!(" (update, {} in all)", finding.count),
+        Status::Amended => " (more is known of it)".to_owned(),
     };
     out.paint(DIM, &time_of_day(style, finding.time));
     out.text.push(' ');

@@ -4,12 +4,14 @@ use std::collections::BTreeMap;
 
 use super::report::{AgentEvent, AgentState, ProbeReport, Suppressed, WallClock};
 use crate::core::finding::{
-    CallUse, CapabilityUse, Confidence, ContainerRef, Finding, FindingId, PodRef, Severity, Status,
+    CallUse, CapabilityUse, Confidence, ContainerRef, Finding, FindingId, HostNamespaces, PodRef, Severity,
+    Status,
 };
 use crate::core::rules::{Rule, RuleId};
 use crate::event::{
-    Ancestor, Call, CapSets, CgroupId, Extent, IdMap, Ids, Image, Lineage, Namespaces, Nanos, Operation,
-    PodUid, ProcessId, Relation, Task, TaskEvent, UserNs, lineage, origin, reason, state,
+    Ancestor, Call, CapSets, CgroupId, ContainerKind, Extent, IdMap, Ids, Image, Lineage, Namespaces, Nanos,
+    Operation, Owner, PodSource, PodUid, ProcessId, Relation, Task, TaskEvent, UserNs, lineage, origin,
+    reason, state,
 };
 
 pub(super) const CLOCK: WallClock = WallClock { boot: 1_767_225_600_000_000_000 };
@@ -126,13 +128,22 @@ pub(super) fn finding() -> Finding {
         why: "`sh` (pid 4242) of the pod works with credentials of the host's user namespace".to_owned(),
         pod: Some(PodRef {
             uid: PodUid::parse("0f4b5b7e-6f1d-4f3e-9d5c-2f1f4f1a7c11").unwrap(),
+            source: Some(PodSource::Api),
             namespace: Some("default".to_owned()),
             name: Some("web-0".to_owned()),
             labels: BTreeMap::from([("app".to_owned(), "web".to_owned())]),
+            owner: Some(Owner { kind: "StatefulSet".to_owned(), name: "web".to_owned() }),
+            service_account: Some("web".to_owned()),
+            runtime_class: Some("crun".to_owned()),
             host_users: Some(false),
+            host_namespaces: Some(HostNamespaces::default()),
             recorded_uid_map: vec![Extent { first: 0, lower_first: HOST_BASE, count: 65_536 }],
         }),
         container: Some(ContainerRef {
+            name: Some("nginx".to_owned()),
+            kind: Some(ContainerKind::Container),
+            image: Some("registry.example/nginx:1.29".to_owned()),
+            image_digest: Some(format!("sha256:{:064x}", 0x1234_5678)),
             id: "3f2a9c81d04e5b6a7c8d9e0f3f2a9c81d04e5b6a7c8d9e0f3f2a9c81d04e5b6a".to_owned(),
             runtime: Some("containerd"),
             cgroup: CgroupId(9001),

@@ -222,7 +222,8 @@ fn replaced_credentials_are_found_by_way_of_procfs_and_told_once() {
     let found = container.run(&mut sweep);
     let [event] = found.events.as_slice() else { panic!("{found:#?}") };
     assert_eq!((event.hook, event.reasons, pid_of(event)), (Hook::TaskIter, reason::LEFT_USERNS, child.id()));
-    let limits = Limits { grace: Duration::from_secs(2), containers: 16, processes: 16 };
+    let limits =
+        Limits { grace: Duration::from_secs(2), enrich_wait: Duration::ZERO, containers: 16, processes: 16 };
     let mut out = Vec::new();
     Engine::new(limits).handle(Input::Event(event.clone()), &mut out);
     assert!(matches!(out.as_slice(), [Output::Finding(finding)] if finding.rule == RuleId::I1), "{out:?}");

@@ -7,8 +7,8 @@ use userns_agent::core::rules::RuleId;
 use userns_agent::core::{Engine, Limits, Output};
 use userns_agent::event::{
     Body, Call, Cgroup, CgroupId, Event, Extent, Fact, Hook, IdMap, Ids, Image, Input, KubeletRecord,
-    Lineage, Nanos, Operation, PodSpec, PodUid, ProcessId, Relation, Task, TaskEvent, Text, UserNs, lineage,
-    origin, reason, role, state,
+    Lineage, Nanos, Operation, PodSource, PodSpec, PodUid, ProcessId, Relation, Task, TaskEvent, Text,
+    UserNs, lineage, origin, reason, role, state,
 };
 
 /// Inode number of the initial user namespace.
@@ -125,7 +125,12 @@ impl Actor {
 
 impl World {
     pub(crate) fn new() -> Self {
-        let limits = Limits { grace: Duration::from_secs(2), containers: 64, processes: 1024 };
+        let limits = Limits {
+            grace: Duration::from_secs(2),
+            enrich_wait: Duration::ZERO,
+            containers: 64,
+            processes: 1024,
+        };
         let mut world = Self {
             engine: Engine::new(limits),
             now: SECOND,
@@ -182,7 +187,7 @@ impl World {
             host_users,
             ..PodSpec::default()
         };
-        self.fact(Fact::Pods(vec![spec]));
+        self.fact(Fact::Pods(PodSource::PodsFile, vec![spec]));
     }
 
     /// Makes a pod's and a container's cgroup, as a kubelet and a runtime would.

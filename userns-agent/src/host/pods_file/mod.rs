@@ -17,7 +17,7 @@ use tokio::sync::watch;
 use tokio::time::{Interval, MissedTickBehavior, interval_at};
 
 use super::{SourceHealth, SourceState};
-use crate::event::{Fact, PodSpec};
+use crate::event::{Fact, PodSource, PodSpec};
 
 /// Time between two looks at the file.
 pub const LOOK_INTERVAL: Duration = Duration::from_secs(1);
@@ -161,7 +161,8 @@ impl PodsFileWatcher {
             Ok(None) => None,
             Ok(Some(pods)) => {
                 self.publish(SourceState::Ok, String::new(), pods.len());
-                let fact = (self.pods.as_ref() != Some(&pods)).then(|| Fact::Pods(pods.clone()));
+                let fact = (self.pods.as_ref() != Some(&pods))
+                    .then(|| Fact::Pods(PodSource::PodsFile, pods.clone()));
                 self.pods = Some(pods);
                 fact
             }

@@ -182,5 +182,6 @@ fn read_pod(object: Object, at: &str) -> Result<PodSpec, PodsError> {
         labels: labels.into_iter().map(|(key, value)| (key, value.unwrap_or_default())).collect(),
         host_users: spec.host_users,
         runtime_class: spec.runtime_class_name,
+        ..PodSpec::default()
     })
 }

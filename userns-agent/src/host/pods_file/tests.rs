@@ -3,7 +3,7 @@
 use std::fs;
 
 use super::*;
-use crate::event::PodUid;
+use crate::event::{PodSource, PodUid};
 
 const UID: &str = "0f4b5b7e-6f1d-4f3e-9d5c-2f1f4f1a7c11";
 const OTHER: &str = "1f4b5b7e-6f1d-4f3e-9d5c-2f1f4f1a7c11";
@@ -52,6 +52,7 @@ fn a_pod_is_read() {
         labels: [("app".to_owned(), "web".to_owned()), ("tier".to_owned(), "1".to_owned())].into(),
         host_users: Some(false),
         runtime_class: Some("crun".into()),
+        ..PodSpec::default()
     };
     assert_eq!(parse_pods(YAML.as_bytes()).unwrap(), [expected]);
 }
@@ -164,7 +165,7 @@ fn bombs_are_refused_quickly() {
 async fn next(watcher: &mut PodsFileWatcher) -> Vec<String> {
     let fact =
         tokio::time::timeout(Duration::from_secs(10), watcher.next()).await.expect("no change was seen");
-    let Fact::Pods(pods) = fact else { panic!("{fact:?}") };
+    let Fact::Pods(PodSource::PodsFile, pods) = fact else { panic!("{fact:?}") };
     pods.into_iter().map(|pod| pod.name).collect()
 }
 

@@ -8,7 +8,7 @@ use super::Envelope;
 use super::process::{Extents, Process, SystemCall, recorded};
 use crate::core::finding::{CallUse, CapabilityUse, ContainerRef, Finding, PodRef};
 use crate::core::rules::{ATTACK_VERSION, Rule};
-use crate::event::Call;
+use crate::event::{Call, ContainerKind, PodSource};
 use crate::sink::names;
 use crate::sink::report::WallClock;
 
@@ -71,22 +71,42 @@ impl From<(&'static str, &'static str)> for Named {
 #[derive(Serialize)]
 pub(super) struct Pod<'a> {
     uid: &'a str,
+    source: Option<&'static str>,
     namespace: Option<&'a str>,
     name: Option<&'a str>,
     labels: Option<&'a BTreeMap<String, String>>,
+    owner: Option<Owner<'a>>,
+    service_account: Option<&'a str>,
+    runtime_class: Option<&'a str>,
     host_users: Option<bool>,
+    host_network: Option<bool>,
+    host_pid: Option<bool>,
+    host_ipc: Option<bool>,
     recorded_uid_map: Option<Extents>,
+}
+
+#[derive(Serialize)]
+struct Owner<'a> {
+    kind: &'a str,
+    name: &'a str,
 }
 
 impl<'a> Pod<'a> {
     pub(super) fn new(pod: &'a PodRef) -> Self {
         Self {
             uid: pod.uid.as_str(),
+            source: pod.source.map(PodSource::name),
             namespace: pod.namespace.as_deref(),
             name: pod.name.as_deref(),
             // without a Pod object there are no labels to know of
             labels: pod.name.is_some().then_some(&pod.labels),
+            owner: pod.owner.as_ref().map(|owner| Owner { kind: &owner.kind, name: &owner.name }),
+            service_account: pod.service_account.as_deref(),
+            runtime_class: pod.runtime_class.as_deref(),
             host_users: pod.host_users,
+            host_network: pod.host_namespaces.map(|host| host.network),
+            host_pid: pod.host_namespaces.map(|host| host.pid),
+            host_ipc: pod.host_namespaces.map(|host| host.ipc),
             recorded_uid_map: recorded(&pod.recorded_uid_map),
         }
     }
@@ -95,6 +115,10 @@ impl<'a> Pod<'a> {
 #[derive(Serialize)]
 pub(super) struct Container<'a> {
     id: &'a str,
+    name: Option<&'a str>,
+    kind: Option<&'static str>,
+    image: Option<&'a str>,
+    image_digest: Option<&'a str>,
     runtime: Option<&'static str>,
     cgroup: ContainerCgroup<'a>,
 }
@@ -108,7 +132,15 @@ struct ContainerCgroup<'a> {
 impl<'a> Container<'a> {
     pub(super) fn new(container: &'a ContainerRef) -> Self {
         let cgroup = ContainerCgroup { id: container.cgroup.0, path: &container.cgroup_path };
-        Self { id: &container.id, runtime: container.runtime, cgroup }
+        Self {
+            id: &container.id,
+            name: container.name.as_deref(),
+            kind: container.kind.map(ContainerKind::name),
+            image: container.image.as_deref(),
+            image_digest: container.image_digest.as_deref(),
+            runtime: container.runtime,
+            cgroup,
+        }
     }
 }
 

@@ -1,0 +1,168 @@
+//! What is known of a pod from several sources at once, merged by precedence.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::state::KEEP_NS;
+use crate::event::{
+    CgroupId, ContainerKind, ContainerSpec, KubeletRecord, Nanos, PodSource, PodSpec, Sandbox, UsernsMode,
+};
+
+/// What a pod was promised.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Promise {
+    /// A user namespace: kubelet recorded one, `spec.hostUsers` is false, or kubelet asked the runtime for one.
+    UserNamespace,
+    /// The host's: `spec.hostUsers` is true or unset.
+    HostUsers,
+    /// No source says.
+    Unknown,
+}
+
+/// What one source says of a pod.
+#[derive(Clone, Debug)]
+struct Said {
+    spec: PodSpec,
+    /// Since when the source has it no longer.
+    gone: Option<Nanos>,
+}
+
+/// A pod.
+#[derive(Clone, Debug, Default)]
+pub struct Pod {
+    /// Kubelet's record. Kept when the file goes: containers outlive it by moments.
+    pub record: Option<KubeletRecord>,
+    /// Its containers' cgroups.
+    pub containers: BTreeSet<CgroupId>,
+    said: BTreeMap<PodSource, Said>,
+    sandboxes: BTreeMap<String, Sandbox>,
+    /// When kubelet's record went.
+    unrecorded: Option<Nanos>,
+}
+
+impl Pod {
+    /// What it was promised. Whoever says that there is to be a user namespace wins, kubelet's record first: a
+    /// component that ignores `hostUsers: false` is what is to be found.
+    #[must_use]
+    pub fn promise(&self) -> Promise {
+        let declared = self.declared().map(|spec| spec.host_users != Some(false));
+        let asked = self.sandbox().map(|sandbox| sandbox.userns_mode);
+        match (&self.record, declared, asked) {
+            (Some(_), ..) | (_, Some(false), _) | (.., Some(UsernsMode::Pod)) => Promise::UserNamespace,
+            (_, Some(true), _) | (.., Some(UsernsMode::Node)) => Promise::HostUsers,
+            (_, None, Some(UsernsMode::Unknown) | None) => Promise::Unknown,
+        }
+    }
+
+    /// The description by the best source, with its name. A source that has the pod wins over one that had it.
+    #[must_use]
+    pub fn described(&self) -> Option<(PodSource, &PodSpec)> {
+        let best = self.said.iter().min_by_key(|(source, said)| (said.gone.is_some(), **source));
+        best.map(|(source, said)| (*source, &said.spec))
+    }
+
+    /// Its name, namespace, labels and so on, by the best source.
+    #[must_use]
+    pub fn spec(&self) -> Option<&PodSpec> {
+        self.described().map(|(_, spec)| spec)
+    }
+
+    /// The Pod object, by the best source that has one.
+    #[must_use]
+    pub fn declared(&self) -> Option<&PodSpec> {
+        let objects = self.said.iter().filter(|(source, _)| **source != PodSource::Cri);
+        objects.min_by_key(|(source, said)| (said.gone.is_some(), **source)).map(|(_, said)| &said.spec)
+    }
+
+    /// Sources that describe it, the best first.
+    pub fn sources(&self) -> impl Iterator<Item = PodSource> {
+        self.said.keys().copied()
+    }
+
+    /// Its newest sandbox.
+    #[must_use]
+    pub fn sandbox(&self) -> Option<&Sandbox> {
+        self.sandboxes.values().max_by_key(|sandbox| sandbox.created_at)
+    }
+
+    /// The container with this id, by the first source that knows it.
+    #[must_use]
+    pub fn container(&self, id: &str) -> Option<ContainerSpec> {
+        let sandboxes = self.sandboxes.values();
+        let by_runtime = sandboxes.clone().find_map(|sandbox| sandbox.pod.container(id));
+        let by_object = self.said.values().find_map(|said| said.spec.container(id));
+        if let Some(known) = by_object.or(by_runtime) {
+            let mut known = known.clone();
+            if known.image_digest.is_none() {
+                known.image_digest = by_runtime.and_then(|runtime| runtime.image_digest.clone());
+            }
+            return Some(known);
+        }
+        let is_sandbox = !id.is_empty() && self.sandboxes.contains_key(id);
+        is_sandbox.then(|| ContainerSpec {
+            kind: ContainerKind::Sandbox,
+            id: Some(id.to_owned()),
+            ..ContainerSpec::default()
+        })
+    }
+
+    /// Takes kubelet's record; true if it says something new.
+    pub(super) fn recorded(&mut self, record: Option<KubeletRecord>, now: Nanos) -> bool {
+        let Some(record) = record else {
+            self.unrecorded = Some(now);
+            return false;
+        };
+        self.unrecorded = None;
+        let record = Some(record);
+        let news = self.record != record;
+        self.record = record;
+        news
+    }
+
+    /// Takes a description; true if it says something new.
+    pub(super) fn say(&mut self, source: PodSource, spec: PodSpec) -> bool {
+        let news = self.said.get(&source).is_none_or(|said| said.spec != spec);
+        self.said.insert(source, Said { spec, gone: None });
+        news
+    }
+
+    /// A source has it no longer: what it said stays for as long as the pod's containers, and a while.
+    pub(super) fn unsay(&mut self, source: PodSource, now: Nanos) {
+        if let Some(said) = self.said.get_mut(&source) {
+            said.gone.get_or_insert(now);
+        }
+    }
+
+    /// Takes a sandbox; true if it says something new.
+    pub(super) fn add_sandbox(&mut self, sandbox: Sandbox) -> bool {
+        let newest = self.sandbox().is_none_or(|newest| newest.created_at <= sandbox.created_at);
+        let news = self.sandboxes.get(&sandbox.id) != Some(&sandbox);
+        if newest {
+            self.say(PodSource::Cri, sandbox.pod.clone());
+        }
+        self.sandboxes.insert(sandbox.id.clone(), sandbox);
+        news
+    }
+
+    /// The runtime has this sandbox no longer. The last one stays resolvable as its description does.
+    pub(super) fn remove_sandbox(&mut self, id: &str, now: Nanos) {
+        if self.sandboxes.len() > 1 {
+            self.sandboxes.remove(id);
+        } else if self.sandboxes.contains_key(id) {
+            self.unsay(PodSource::Cri, now);
+        }
+    }
+
+    /// Whether nothing has spoken for it for long: it can be forgotten.
+    pub(super) fn is_forgotten(&self, now: Nanos) -> bool {
+        let long_ago = |since: Nanos| now.0.saturating_sub(since.0) > KEEP_NS;
+        self.containers.is_empty()
+            && (self.record.is_none() || self.unrecorded.is_some_and(long_ago))
+            && self.said.values().all(|said| said.gone.is_some_and(long_ago))
+    }
+
+    /// Whether no source speaks for it now and it has no containers: the first to go when there are too many.
+    pub(super) fn is_idle(&self) -> bool {
+        let recorded = self.record.is_some() && self.unrecorded.is_none();
+        self.containers.is_empty() && !recorded && self.said.values().all(|said| said.gone.is_some())
+    }
+}
