@@ -1,11 +1,11 @@
 //! What a rule may know besides the record at hand.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use super::pods::{Pod, Promise};
 use super::state::{Container, State};
-use crate::event::{Image, Nanos, PodUid, TaskEvent, UserNs};
+use crate::event::{IdMap, Image, Nanos, PodUid, TaskEvent, UserNs};
 
 /// The surroundings of a container or event. All of it is known already: a rule asks nothing of the outside.
 #[derive(Debug)]
@@ -74,12 +74,14 @@ impl<'a> Context<'a> {
         self.runtimes.possible(event)
     }
 
-    /// User namespaces of other pods' live containers.
-    pub fn others(&self) -> impl Iterator<Item = (&'a PodUid, &'a UserNs)> {
+    /// Other pods of which a live container's user namespace maps one of these host user ids, with that namespace.
+    #[must_use]
+    pub fn sharing(&self, map: &IdMap) -> BTreeMap<&'a PodUid, &'a UserNs> {
         let own = self.pod.map(|(uid, _)| uid);
-        self.state.containers().filter_map(move |container| {
+        let namespaces = self.state.sharing(map).filter_map(|container| {
             let uid = container.pod.as_ref().filter(|uid| Some(*uid) != own)?;
             Some((uid, container.userns.as_ref()?))
-        })
+        });
+        namespaces.collect()
     }
 }

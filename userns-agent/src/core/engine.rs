@@ -252,15 +252,14 @@ impl Engine {
         } else {
             self.state.settled(id, task.process);
         }
-        let Some(container) = self.state.container_mut(id) else { return false };
         let mut changed = entering;
-        if task.lineage.state == state::INSIDE && workload && reasons & reason::LEFT_USERNS == 0 {
-            // the map is written once, before the first program runs
-            if let Some(ns) = task.pod_userns.filter(|ns| ns.uid_map.nr_extents != 0) {
-                changed |= container.userns != Some(ns);
-                container.userns = Some(ns);
-                container.first_workload.get_or_insert_with(|| Box::new(event.clone()));
-            }
+        let inside = task.lineage.state == state::INSIDE && workload && reasons & reason::LEFT_USERNS == 0;
+        // the map is written once, before the first program runs
+        let userns = task.pod_userns.filter(|ns| inside && ns.uid_map.nr_extents != 0);
+        changed |= userns.is_some_and(|ns| self.state.has_userns(id, ns));
+        let Some(container) = self.state.container_mut(id) else { return false };
+        if userns.is_some() {
+            container.first_workload.get_or_insert_with(|| Box::new(event.clone()));
         }
         if reasons & reason::HOST_WORKLOAD != 0 && container.host_workload.is_none() {
             container.host_workload = Some((time, Box::new(event.clone())));

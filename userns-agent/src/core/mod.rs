@@ -13,6 +13,7 @@ mod open;
 mod pods;
 pub mod range;
 pub mod rules;
+mod spans;
 mod state;
 mod withheld;
 

@@ -4,10 +4,11 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use super::finding::CapabilityUse;
 use super::pods::Pod;
+use super::spans::Spans;
 use crate::cgroup;
 use crate::event::{
-    Cgroup, CgroupId, KubeletRecord, Nanos, PodSource, PodSpec, PodUid, ProcessId, Sandbox, TaskEvent, Text,
-    UserNs, role,
+    Cgroup, CgroupId, IdMap, KubeletRecord, Nanos, PodSource, PodSpec, PodUid, ProcessId, Sandbox, TaskEvent,
+    Text, UserNs, role,
 };
 
 /// A container: one cgroup directly below a pod's.
@@ -41,6 +42,15 @@ pub struct Container {
     gone: Option<Nanos>,
 }
 
+impl Container {
+    fn leave(&mut self, now: Nanos, spans: &mut Spans) {
+        self.gone = Some(now);
+        if let Some(ns) = &self.userns {
+            spans.remove(self.cgroup, &ns.uid_map);
+        }
+    }
+}
+
 /// How long what is gone stays resolvable.
 pub(super) const KEEP_NS: u64 = 60_000_000_000;
 /// How long an ended process stays resolvable: evidence and exits come by different rings.
@@ -72,6 +82,8 @@ pub(super) struct State {
     /// Pods by their sandboxes' ids.
     sandboxes: BTreeMap<String, PodUid>,
     containers: BTreeMap<CgroupId, Container>,
+    /// Host ids of those that are not gone.
+    spans: Spans,
     processes: BTreeMap<ProcessId, Process>,
     ended: VecDeque<(Nanos, ProcessId)>,
     /// Rows that fell out because a table was full.
@@ -87,6 +99,7 @@ impl State {
             pods: BTreeMap::new(),
             sandboxes: BTreeMap::new(),
             containers: BTreeMap::new(),
+            spans: Spans::default(),
             processes: BTreeMap::new(),
             ended: VecDeque::new(),
             evicted: BTreeMap::new(),
@@ -118,6 +131,27 @@ impl State {
     /// All containers that are not gone.
     pub(super) fn containers(&self) -> impl Iterator<Item = &Container> {
         self.containers.values().filter(|container| container.gone.is_none())
+    }
+
+    /// Live containers whose user namespace maps one of these host user ids.
+    pub(super) fn sharing(&self, map: &IdMap) -> impl Iterator<Item = &Container> {
+        self.spans.sharing(map).filter_map(|id| self.containers.get(&id))
+    }
+
+    /// Takes the user namespace of a container's workload; true if it is another than was known.
+    pub(super) fn has_userns(&mut self, id: CgroupId, ns: UserNs) -> bool {
+        let Some(container) = self.containers.get_mut(&id) else { return false };
+        let before = container.userns.replace(ns);
+        if before == Some(ns) {
+            return false;
+        }
+        if let Some(before) = before {
+            self.spans.remove(id, &before.uid_map);
+        }
+        if container.gone.is_none() {
+            self.spans.insert(id, &ns.uid_map);
+        }
+        true
     }
 
     /// Processes known.
@@ -170,6 +204,9 @@ impl State {
 
     fn drop_container(&mut self, id: CgroupId) {
         let Some(container) = self.containers.remove(&id) else { return };
+        if let Some(ns) = &container.userns {
+            self.spans.remove(id, &ns.uid_map);
+        }
         if let Some(pod) = container.pod.and_then(|uid| self.pods.get_mut(&uid)) {
             pod.containers.remove(&id);
         }
@@ -188,7 +225,7 @@ impl State {
     /// Takes note that a cgroup was removed.
     pub(super) fn removed_cgroup(&mut self, id: CgroupId, now: Nanos) {
         if let Some(container) = self.containers.get_mut(&id) {
-            container.gone = Some(now);
+            container.leave(now, &mut self.spans);
         }
     }
 
@@ -196,7 +233,7 @@ impl State {
     pub(super) fn walked(&mut self, started: Nanos) {
         for container in self.containers.values_mut() {
             if container.seen < started && container.gone.is_none() {
-                container.gone = Some(started);
+                container.leave(started, &mut self.spans);
             }
         }
     }

@@ -1,7 +1,7 @@
 //! Properties of the engine as a whole: order, bounds, replay.
 
 use userns_agent::core::rules::RuleId;
-use userns_agent::event::{Body, CgroupId, Fact, Hook, Nanos, ProcessId, origin, reason, role};
+use userns_agent::event::{CgroupId, Fact, Hook, origin, reason, role};
 
 use super::world::{Actor, MS, SEALED, SECOND, SLEEP, World, uid};
 use super::{BASE, SYS_ADMIN};
@@ -50,29 +50,7 @@ fn what_is_gone_is_forgotten_after_a_while() {
     world.recorded(1, BASE);
     let container = world.honest_start(1, 50, 7, BASE);
     assert_eq!(world.engine().stats().processes, 1);
-    world.event(
-        Hook::Exit,
-        0,
-        Body::Exit { process: ProcessId { pid: 50, start: Nanos(500) }, container: CgroupId(container) },
-    );
-    world.event(
-        Hook::CgroupRmdir,
-        0,
-        Body::CgroupRmdir(userns_agent::event::Cgroup {
-            id: CgroupId(container),
-            role: role::CONTAINER,
-            path: "".into(),
-        }),
-    );
-    world.event(
-        Hook::CgroupRmdir,
-        0,
-        Body::CgroupRmdir(userns_agent::event::Cgroup {
-            id: CgroupId(container - 1),
-            role: role::POD,
-            path: "".into(),
-        }),
-    );
+    world.ends(container, 50);
     world.fact(Fact::KubeletRecord { uid: uid(1), record: None });
     assert_eq!(world.engine().stats().containers, 0);
     assert_eq!(world.engine().stats().pods, 1);

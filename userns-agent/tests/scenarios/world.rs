@@ -125,12 +125,20 @@ impl Actor {
 
 impl World {
     pub(crate) fn new() -> Self {
-        let limits = Limits {
-            grace: Duration::from_secs(2),
-            enrich_wait: Duration::ZERO,
-            containers: 64,
-            processes: 1024,
-        };
+        Self::waiting(Duration::ZERO)
+    }
+
+    /// A world in which findings wait so long for names.
+    pub(crate) fn waiting(enrich_wait: Duration) -> Self {
+        Self::of(Limits { grace: Duration::from_secs(2), enrich_wait, containers: 64, processes: 1024 })
+    }
+
+    /// A world with room for so many containers and processes.
+    pub(crate) fn with_tables(containers: usize, processes: usize) -> Self {
+        Self::of(Limits { grace: Duration::from_secs(2), enrich_wait: Duration::ZERO, containers, processes })
+    }
+
+    fn of(limits: Limits) -> Self {
         let mut world = Self {
             engine: Engine::new(limits),
             now: SECOND,
@@ -158,12 +166,32 @@ impl World {
         &self.engine
     }
 
+    /// The agent stops.
+    pub(crate) fn flush(&mut self, out: &mut Vec<Output>) {
+        self.engine.flush(out);
+    }
+
     pub(crate) fn now(&self) -> Nanos {
         Nanos(self.now)
     }
 
     pub(crate) fn fact(&mut self, fact: Fact) {
         self.input(Input::Fact(Nanos(self.now), fact));
+    }
+
+    /// Lets time pass without a tick.
+    pub(crate) fn skip(&mut self, nanos: u64) {
+        self.now += nanos;
+    }
+
+    /// A container's process ends, and its cgroups go.
+    pub(crate) fn ends(&mut self, container: u64, pid: u32) {
+        let process = ProcessId { pid, start: Nanos(u64::from(pid) * 10) };
+        self.event(Hook::Exit, 0, Body::Exit { process, container: CgroupId(container) });
+        for (id, role) in [(container, role::CONTAINER), (container - 1, role::POD)] {
+            let cgroup = Cgroup { id: CgroupId(id), role, path: "".into() };
+            self.event(Hook::CgroupRmdir, 0, Body::CgroupRmdir(cgroup));
+        }
     }
 
     /// Lets time pass, with a tick every 100 ms.

@@ -79,7 +79,7 @@ fn overlaps(uid: &PodUid, ns: &UserNs, container: &Container, context: &Context<
         let (first, second) = if uid < other { (uid, other) } else { (other, uid) };
         Scope::Pods(first.clone(), second.clone())
     };
-    let shared = context.others().filter_map(|(other, theirs)| {
+    let shared = context.sharing(&ns.uid_map).into_iter().filter_map(|(other, theirs)| {
         let (first, last) = range::overlap(&ns.uid_map, &theirs.uid_map)?;
         let why =
             format!("host user ids {first} to {last} are mapped into this pod and into pod {other} as well");
