@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 
 use thiserror::Error;
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio::time::{Interval, MissedTickBehavior, interval};
 
@@ -26,6 +27,7 @@ use crate::host::cgroupfs::CgroupFsError;
 use crate::kernel::features::FeatureError;
 use crate::kernel::load::{LoadError, Loaded, Sweep};
 use crate::kernel::ring::Ring;
+use crate::sink::local::Query;
 use io::Outputs;
 use proc_sweep::{Found, ProcSweep};
 
@@ -106,6 +108,7 @@ struct App {
     bulk: Ring,
     walker: walk::Walker,
     sources: setup::Sources,
+    queries: mpsc::Receiver<Query>,
     outputs: Outputs,
     clock: setup::Clock,
     /// [`MADE_UP_FOR`], as far as a sweep has looked after them.
@@ -206,6 +209,7 @@ impl App {
                 ready = self.bulk.ready() => self.drain_rings(ready),
                 _ = counts.tick() => self.count(),
                 swept = finished(&mut self.sweeping) => self.swept(swept),
+                Some(query) = self.queries.recv() => self.outputs.tell_pods(query, &self.engine.pods()),
                 _ = sweep.tick(), if self.sweeping.is_none() => self.sweep(),
                 _ = signals.hangup.recv() => self.outputs.reopen(),
                 () = self.outputs.stdout_gone() => return tracing::error!("nobody reads standard output any more"),

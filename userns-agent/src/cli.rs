@@ -25,7 +25,8 @@ pub struct Cli {
 
 const EXAMPLES: &str = "\
 Examples:
-  userns-agent ps                                    what holds for each container right now
+  userns-agent ps                                    what holds for each pod right now
+  userns-agent inspect shop/web-0                    everything about one of them
   userns-agent run                                   watch this node
   userns-agent run --pods-file pods.yaml --listen 0.0.0.0:9477
   userns-agent check-config --config agent.yaml      what `run` would use, and what is wrong with it";
@@ -40,12 +41,16 @@ pub enum Command {
     /// capabilities that deploy/ grants. Ends on SIGTERM or SIGINT.
     #[command(after_long_help = RUN_HELP, after_help = RUN_HELP)]
     Run(Settings<AllKeys>),
-    /// Look once, without an agent: for each container, whether what was promised for its pod holds.
+    /// List the node's pods: for each, whether what was promised for it holds.
     ///
-    /// Takes one process of each container from cgroupfs and compares its user namespace with kubelet's record
-    /// and with the pods file. Loads nothing into the kernel. Needs root to see other users' processes.
+    /// Takes one process of each container from cgroupfs and compares its user namespace with kubelet's record and
+    /// with what the pod declares. Names, declarations and findings are asked of the running agent by its local
+    /// socket; without one, the pods file alone tells names. Loads nothing into the kernel. Needs root.
     #[command(after_long_help = PS_HELP, after_help = PS_HELP)]
     Ps(PsArgs),
+    /// Show everything known about one pod, ids as the pod and as the host has them.
+    #[command(after_long_help = INSPECT_HELP, after_help = INSPECT_HELP)]
+    Inspect(InspectArgs),
     /// Check the configuration and print it, with defaults, as a file.
     ///
     /// Takes the flags and environment variables of `run`. All mistakes are reported together.
@@ -82,24 +87,39 @@ Examples:
 
 const PS_HELP: &str = "\
 Verdicts:
+  escaped               the agent found a process that left the pod's user namespace, namespaces, ids or cgroup
   honoured              in a user namespace of its own, with a range that is its own
   ignored               promised one (declared or recorded by kubelet), runs in the host's
   unsafe range          in one whose range holds host ids, differs from kubelet's record or overlaps another pod's
   host user namespace   runs in the host's; nothing else was promised
+  not observable        its runtime (Kata, gVisor) runs it on a kernel of its own
   unknown               what was promised or what holds cannot be told; the reason says which
 
 Exit codes:
-   0  no pod's verdict is `ignored` or `unsafe range`
+   0  no pod's verdict is `escaped`, `ignored` or `unsafe range`
    1  a pod's verdict is
   64  a flag, environment variable or configuration value is wrong; all are listed
   66  the configuration file or the pods file cannot be read
-  69  there is no unified cgroup hierarchy
+  69  there is no unified cgroup hierarchy, or the agent does not answer
   74  writing to standard output failed
 
 Examples:
   userns-agent ps
   kubectl get pods -A -o json | userns-agent ps --pods-file /dev/stdin
   userns-agent ps --output json | jq '.[] | select(.verdict != \"honoured\")'";
+
+const INSPECT_HELP: &str = "\
+Exit codes:
+   0  the pod's verdict is not `escaped`, `ignored` or `unsafe range`
+   1  it is
+  64  several pods may be meant, or a flag is wrong
+  66  no such pod, or a file cannot be read
+  69  there is no unified cgroup hierarchy, or the agent does not answer
+
+Examples:
+  userns-agent inspect shop/web-0
+  userns-agent inspect 0f4b5b7e-6f1d-4f3e-9d5c-2f1f4f1a7c11 --output json
+  userns-agent inspect 5a2f0c9be7d1                  by the beginning of a container's id";
 
 const CHECK_HELP: &str = "\
 Exit codes:
@@ -113,9 +133,42 @@ pub struct PsArgs {
     /// Form of the output.
     #[arg(long, value_enum, default_value_t = PsOutput::Table)]
     pub output: PsOutput,
+    /// Look again and again, every so many seconds.
+    #[arg(long, value_name = "SECONDS", num_args = 0..=1, default_missing_value = "2", require_equals = true)]
+    #[arg(value_parser = clap::value_parser!(u64).range(1..=3600))]
+    pub watch: Option<u64>,
+    /// Do not ask the running agent.
+    #[arg(long)]
+    pub no_agent: bool,
     /// Settings.
     #[command(flatten)]
     pub settings: Settings<PsKeys>,
+}
+
+/// Arguments of `inspect`.
+#[derive(Debug, Args)]
+pub struct InspectArgs {
+    /// Namespace/name, name, UID, or the beginning of a container's id.
+    #[arg(value_name = "POD")]
+    pub pod: String,
+    /// Form of the output.
+    #[arg(long, value_enum, default_value_t = InspectOutput::Text)]
+    pub output: InspectOutput,
+    /// Do not ask the running agent.
+    #[arg(long)]
+    pub no_agent: bool,
+    /// Settings.
+    #[command(flatten)]
+    pub settings: Settings<PsKeys>,
+}
+
+/// Form of `inspect`'s output.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum InspectOutput {
+    /// Lines, for people.
+    Text,
+    /// An object.
+    Json,
 }
 
 /// Form of `ps`'s output.
@@ -123,6 +176,8 @@ pub struct PsArgs {
 pub enum PsOutput {
     /// Columns, for people.
     Table,
+    /// The same with UID, runtime class, sources and kubelet's record, and every reason.
+    Wide,
     /// An array of objects.
     Json,
 }

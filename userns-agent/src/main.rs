@@ -2,9 +2,10 @@
 
 use std::io::{IsTerminal as _, Write as _};
 use std::process::ExitCode as Status;
+use std::time::Duration;
 
 use tracing_subscriber::EnvFilter;
-use userns_agent::cli::{self, Command, ExitCode, PsOutput};
+use userns_agent::cli::{self, Command, ExitCode, InspectArgs, PsArgs};
 use userns_agent::config::Config;
 use userns_agent::{app, docs, kernel, ps};
 
@@ -23,7 +24,17 @@ fn main() -> Status {
             Err(error) => fail(&error, ExitCode::from(&error)),
         },
         Command::Ps(arguments) => match arguments.settings.load() {
-            Ok(loaded) => list(&loaded.config, arguments.output),
+            Ok(loaded) => list(&loaded.config, &arguments),
+            Err(error) => fail(&error, ExitCode::from(&error)),
+        },
+        Command::Inspect(arguments) => match arguments.settings.load() {
+            Ok(loaded) => {
+                let (config, InspectArgs { pod, output, no_agent, .. }) = (loaded.config, &arguments);
+                match ps::inspect(&config, pod, *output, *no_agent, &mut std::io::stdout().lock()) {
+                    Ok(outcome) => note(&outcome),
+                    Err(error) => fail(&error, ExitCode::from(&error)),
+                }
+            }
             Err(error) => fail(&error, ExitCode::from(&error)),
         },
         Command::CheckConfig(settings) => match settings.load() {
@@ -58,16 +69,33 @@ fn run(config: Config) -> ExitCode {
     }
 }
 
-fn list(config: &Config, output: PsOutput) -> Status {
-    match ps::run(config, output, &mut std::io::stdout().lock()) {
-        Ok(outcome) => {
-            for note in &outcome.notes {
-                let _ = writeln!(std::io::stderr(), "userns-agent: {note}");
-            }
-            outcome.code.into()
+fn list(config: &Config, arguments: &PsArgs) -> Status {
+    loop {
+        // looked at first, so that the screen is not empty meanwhile
+        let mut text = Vec::new();
+        let outcome = match ps::run(config, arguments.output, arguments.no_agent, &mut text) {
+            Ok(outcome) => outcome,
+            Err(error) => return fail(&error, ExitCode::from(&error)),
+        };
+        let mut out = std::io::stdout().lock();
+        let clear: &[u8] =
+            if arguments.watch.is_some() && out.is_terminal() { b"\x1b[H\x1b[2J" } else { b"" };
+        if let Err(error) =
+            out.write_all(clear).and_then(|()| out.write_all(&text)).and_then(|()| out.flush())
+        {
+            return fail(&ps::PsError::Write(error), ExitCode::Io);
         }
-        Err(error) => fail(&error, ExitCode::from(&error)),
+        let status = note(&outcome);
+        let Some(seconds) = arguments.watch else { return status };
+        std::thread::sleep(Duration::from_secs(seconds));
     }
+}
+
+fn note(outcome: &ps::Outcome) -> Status {
+    for note in &outcome.notes {
+        let _ = writeln!(std::io::stderr(), "userns-agent: {note}");
+    }
+    outcome.code.into()
 }
 
 fn fail(error: &dyn std::error::Error, code: ExitCode) -> Status {

@@ -219,8 +219,12 @@ impl Manifests {
         let mounts = self.list("DaemonSet", "/spec/template/spec/containers/0/volumeMounts");
         let mounted: Vec<_> =
             mounts.iter().filter_map(|mount| mount["mountPath"].as_str()).map(Path::new).collect();
-        let places = [Some(config.kubelet_root.join("pods")), config.cgroup_root, config.state_dir];
-        let missing = places.into_iter().flatten().filter(|place| !mounted.contains(&place.as_path()));
+        let pods = Some(config.kubelet_root.join("pods"));
+        let places = [pods, config.cgroup_root, config.state_dir, config.socket];
+        let missing = places
+            .into_iter()
+            .flatten()
+            .filter(|place| !mounted.iter().any(|mount| place.starts_with(mount)));
         missing.map(|place| format!("{} is not mounted", place.display())).collect()
     }
 }

@@ -1,10 +1,11 @@
 //! The agent's outputs: what the event loop says, as the sinks want it.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use thiserror::Error;
+use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
 use super::proc_sweep::Found;
@@ -12,7 +13,7 @@ use super::setup::{Clock, hostname};
 use crate::cli::ExitCode;
 use crate::config::{Config, Output};
 use crate::core::finding::{Finding, Status as FindingStatus};
-use crate::core::{Promise, Stats, Withheld};
+use crate::core::{PodView, Promise, Stats, Withheld};
 use crate::decode::DecodeError;
 use crate::event::{CgroupId, Counter, Event, Told};
 use crate::host::proc::ProcFs;
@@ -24,7 +25,7 @@ use crate::sink::memory::Memory;
 use crate::sink::metrics::MetricsError;
 use crate::sink::{
     AgentEvent, AgentState, Form, Metrics, Options, ProbeReport, Readiness, SinkError, Sinks, SourceReport,
-    Status, Suppressed, TableReport, file, queue,
+    Status, Suppressed, TableReport, file, json, local, queue,
 };
 
 /// How long the outputs may take to write what is left at the end.
@@ -152,6 +153,29 @@ impl Outputs {
                 tracing::error!("the HTTP endpoint ended: {error}");
             }
         }));
+    }
+
+    /// Begins to answer on the local socket; what it is asked for comes by the channel.
+    pub(super) fn serve_locally(&self, socket: Option<&Path>) -> mpsc::Receiver<local::Query> {
+        let (sender, queries) = mpsc::channel(1);
+        match socket.map(local::bind) {
+            Some(Ok(server)) => {
+                let (metrics, user) = (Arc::clone(&self.metrics), rustix::process::geteuid().as_raw());
+                tokio::spawn(local::serve(server, sender, metrics, user));
+            }
+            Some(Err(error)) => tracing::warn!("{error}; `userns-agent ps` does without the agent"),
+            None => {}
+        }
+        queries
+    }
+
+    /// Answers what the local socket was asked.
+    pub(super) fn tell_pods(&self, query: local::Query, pods: &[PodView]) {
+        match json::pods(pods, self.clock.wall()) {
+            // whoever asked may be gone
+            Ok(json) => drop(query.send(json)),
+            Err(error) => tracing::error!("cannot render the pods: {error}"),
+        }
     }
 
     /// Takes note of the hooks, with a line of log for each that is missing.

@@ -103,6 +103,7 @@ pub(super) async fn start(config: &Config) -> Result<App, RunError> {
     outputs.probes(&loaded.probes);
     outputs.programs(&loaded.programs());
     outputs.serve();
+    let queries = outputs.serve_locally(config.socket.as_deref());
     start_debug_log(&mut loaded)?;
 
     let by_proc = sweep_by_proc(&loaded)
@@ -117,6 +118,7 @@ pub(super) async fn start(config: &Config) -> Result<App, RunError> {
         bulk: Ring::new(rings.bulk).map_err(os("cannot watch a ring"))?,
         walker: Walker::new(cgroups, config),
         sources,
+        queries,
         outputs,
         clock: Clock,
         made_up_for: 0,

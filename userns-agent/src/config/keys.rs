@@ -143,6 +143,13 @@ pub static KEYS: &[Key] = &[
         slot: Slot::OptionalDirectory(|config| &mut config.state_dir),
     },
     Key {
+        name: "socket",
+        help: "Unix socket on which the agent tells root what it knows of the pods, for `userns-agent ps` and `inspect`; \
+               its directory is made with mode 0700, and refused if others may write to it",
+        ps: true,
+        slot: Slot::OptionalFile(|config| &mut config.socket),
+    },
+    Key {
         name: "log_level",
         help: "How much the agent logs to standard error about itself",
         ps: true,

@@ -74,6 +74,8 @@ pub struct Config {
     pub output_file_keep: u64,
     /// Directory of what was told; `None`: nothing is remembered.
     pub state_dir: Option<PathBuf>,
+    /// Where the agent tells root what it knows of the pods.
+    pub socket: Option<PathBuf>,
     /// What the log on standard error holds.
     pub log_level: LogLevel,
     /// Executables of container runtimes, or directories to search for them.
@@ -105,6 +107,7 @@ impl Default for Config {
             output_file_max_bytes: 64 * 1024 * 1024,
             output_file_keep: 5,
             state_dir: Some("/run/userns-agent".into()),
+            socket: Some("/run/userns-agent/agent.sock".into()),
             log_level: LogLevel::Info,
             runtime_paths: RUNTIME_DIRECTORIES.iter().map(PathBuf::from).collect(),
             max_containers: 8192,

@@ -57,6 +57,7 @@ output_file: /var/log/x
 output_file_max_bytes: 1048576
 output_file_keep: 0
 state_dir: none
+socket: none
 log_level: trace
 max_containers: 64
 max_processes: 1024

@@ -43,6 +43,8 @@ pub enum Slot {
     AutoDirectory(Field<Option<PathBuf>>),
     /// An absolute path, or `none`.
     OptionalDirectory(Field<Option<PathBuf>>),
+    /// An absolute path of a file, or `none`.
+    OptionalFile(Field<Option<PathBuf>>),
     /// A path; absent if not given.
     File(Field<Option<PathBuf>>),
     /// An IP address and port.
@@ -94,7 +96,9 @@ impl Slot {
         let stored = match self {
             Self::Directory(field) => store(field(config), raw.text().and_then(absolute)),
             Self::AutoDirectory(field) => store(field(config), raw.directory_or("auto")),
-            Self::OptionalDirectory(field) => store(field(config), raw.directory_or("none")),
+            Self::OptionalDirectory(field) | Self::OptionalFile(field) => {
+                store(field(config), raw.directory_or("none"))
+            }
             Self::File(field) => store(field(config), raw.file()),
             Self::Address(field) => store(field(config), raw.text().and_then(|text| text.parse().ok())),
             Self::Time(field, range) => store(field(config), within(range, raw.time())),
@@ -135,7 +139,7 @@ impl Slot {
         match self {
             Self::Directory(_) => "an absolute path".to_owned(),
             Self::AutoDirectory(_) => "`auto` or an absolute path".to_owned(),
-            Self::OptionalDirectory(_) => "`none` or an absolute path".to_owned(),
+            Self::OptionalDirectory(_) | Self::OptionalFile(_) => "`none` or an absolute path".to_owned(),
             Self::File(_) => "a path".to_owned(),
             Self::Address(_) => "an IP address and port, such as 127.0.0.1:9477 or [::]:9477".to_owned(),
             Self::Time(_, range) => {
@@ -159,7 +163,7 @@ impl Slot {
     pub fn value_name(&self) -> &'static str {
         match self {
             Self::Directory(_) | Self::AutoDirectory(_) | Self::OptionalDirectory(_) => "DIR",
-            Self::File(_) => "FILE",
+            Self::OptionalFile(_) | Self::File(_) => "FILE",
             Self::Address(_) => "ADDRESS",
             Self::Time(..) => "TIME",
             Self::Number(..) => "NUMBER",
@@ -181,7 +185,7 @@ impl Slot {
             Self::AutoDirectory(field) => {
                 field(config).as_ref().map_or_else(|| "auto".to_owned(), |path| quote(path.display()))
             }
-            Self::OptionalDirectory(field) => {
+            Self::OptionalDirectory(field) | Self::OptionalFile(field) => {
                 field(config).as_ref().map_or_else(|| "none".to_owned(), |path| quote(path.display()))
             }
             Self::File(field) => {

@@ -8,12 +8,13 @@ use userns_common::kind::{Hook, Operation, Relation, lineage, origin, state, ver
 use super::context::{Context, Runtimes};
 use super::finding::{CapabilityUse, ContainerRef, Finding, HostNamespaces, PodRef, Severity, Status};
 use super::open::{Key, OpenFindings};
-use super::pods::Promise;
+use super::pods::{Pod, Promise};
 use super::rules::{self, RuleId};
 use super::state::{Sizes, State};
+use super::view::{PodView, view};
 use super::withheld::{Budgets, Withheld};
 use crate::event::{
-    AggregateKey, AggregateValue, Body, CgroupId, Event, Fact, Input, Nanos, TaskEvent, reason,
+    AggregateKey, AggregateValue, Body, CgroupId, Event, Fact, Input, Nanos, PodUid, TaskEvent, reason,
 };
 
 /// Bounds and delays.
@@ -161,6 +162,21 @@ impl Engine {
             unattributed: self.unattributed,
             checks,
         }
+    }
+
+    /// What is known of each pod, with what is open about it.
+    #[must_use]
+    pub fn pods(&self) -> Vec<PodView> {
+        let mut findings: BTreeMap<PodUid, Vec<Finding>> = BTreeMap::new();
+        for (finding, container) in self.open.all() {
+            let pod = container.and_then(|id| self.state.container(id)?.pod.clone());
+            if let Some(uid) = pod {
+                let mut finding = finding.clone();
+                self.describe(&mut finding, container);
+                findings.entry(uid).or_default().push(finding);
+            }
+        }
+        view(self.state.pods(), findings, pod_ref)
     }
 
     fn event(&mut self, event: Event, out: &mut Vec<Output>) {
@@ -534,28 +550,30 @@ fn refs(context: &Context<'_>) -> (Option<ContainerRef>, Option<PodRef>) {
             cgroup_path: container.path.as_str().to_owned(),
         }
     });
-    let pod = context.pod.map(|(uid, pod)| {
-        let mut known = PodRef { uid: uid.clone(), ..PodRef::default() };
-        if let Some((source, spec)) = pod.described() {
-            known.source = Some(source);
-            known.namespace = Some(spec.namespace.clone());
-            known.name = Some(spec.name.clone());
-            known.labels.clone_from(&spec.labels);
-            known.owner.clone_from(&spec.owner);
-            known.service_account.clone_from(&spec.service_account);
-            known.runtime_class.clone_from(&spec.runtime_class);
-        }
-        if let Some(spec) = pod.declared() {
-            known.host_users = spec.host_users;
-            let (network, pid, ipc) = (spec.host_network, spec.host_pid, spec.host_ipc);
-            known.host_namespaces = Some(HostNamespaces { network, pid, ipc });
-        }
-        if let Some(record) = &pod.record {
-            known.recorded_uid_map.clone_from(&record.uid_mappings);
-        }
-        known
-    });
+    let pod = context.pod.map(|(uid, pod)| pod_ref(uid, pod));
     (container, pod)
+}
+
+fn pod_ref(uid: &PodUid, pod: &Pod) -> PodRef {
+    let mut known = PodRef { uid: uid.clone(), ..PodRef::default() };
+    if let Some((source, spec)) = pod.described() {
+        known.source = Some(source);
+        known.namespace = Some(spec.namespace.clone());
+        known.name = Some(spec.name.clone());
+        known.labels.clone_from(&spec.labels);
+        known.owner.clone_from(&spec.owner);
+        known.service_account.clone_from(&spec.service_account);
+        known.runtime_class.clone_from(&spec.runtime_class);
+    }
+    if let Some(spec) = pod.declared() {
+        known.host_users = spec.host_users;
+        let (network, pid, ipc) = (spec.host_network, spec.host_pid, spec.host_ipc);
+        known.host_namespaces = Some(HostNamespaces { network, pid, ipc });
+    }
+    if let Some(record) = &pod.record {
+        known.recorded_uid_map.clone_from(&record.uid_mappings);
+    }
+    known
 }
 
 fn nanos(time: Duration) -> u64 {

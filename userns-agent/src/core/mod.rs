@@ -15,10 +15,12 @@ pub mod range;
 pub mod rules;
 mod spans;
 mod state;
+mod view;
 mod withheld;
 
 pub use context::Context;
 pub use engine::{Engine, Limits, Output, Stats};
 pub use pods::{Pod, Promise};
 pub use state::Container;
+pub use view::PodView;
 pub use withheld::Withheld;

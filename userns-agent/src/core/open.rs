@@ -114,6 +114,11 @@ impl OpenFindings {
         self.open.len()
     }
 
+    /// Every open finding and the container it is about.
+    pub(super) fn all(&self) -> impl Iterator<Item = (&Finding, Option<CgroupId>)> {
+        self.open.values().map(|open| (&open.finding, open.container))
+    }
+
     /// Takes what a rule says. Returns the finding's key if it is news; a repetition is kept for an update. What an
     /// earlier run told is news only as far as there is more to it now.
     pub(super) fn take(

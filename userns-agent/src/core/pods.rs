@@ -86,6 +86,16 @@ impl Pod {
         self.sandboxes.values().max_by_key(|sandbox| sandbox.created_at)
     }
 
+    /// Every container of which a source has told the id.
+    #[must_use]
+    pub fn known_containers(&self) -> Vec<ContainerSpec> {
+        let objects = self.said.values().flat_map(|said| &said.spec.containers);
+        let sandboxes = self.sandboxes.values().flat_map(|sandbox| &sandbox.pod.containers);
+        let ids = objects.chain(sandboxes).filter_map(|container| container.id.as_deref());
+        let ids: BTreeSet<&str> = ids.chain(self.sandboxes.keys().map(String::as_str)).collect();
+        ids.into_iter().filter_map(|id| self.container(id)).collect()
+    }
+
     /// The container with this id, by the first source that knows it.
     #[must_use]
     pub fn container(&self, id: &str) -> Option<ContainerSpec> {

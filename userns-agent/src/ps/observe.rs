@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 
+use super::known::Known;
 use super::verdict::{Look, Namespace, Pod, Recorded, Sample};
 use crate::cgroup::{self, ContainerId, PodCgroup};
 use crate::config::Config;
@@ -55,6 +56,31 @@ pub enum ObserveError {
     Host(#[source] ProcError),
 }
 
+/// What is told of pods besides what the node shows.
+#[derive(Debug, Default)]
+pub(super) struct Told {
+    /// By the pods file.
+    pub(super) specs: BTreeMap<PodUid, PodSpec>,
+    /// By the agent.
+    pub(super) known: BTreeMap<PodUid, Known>,
+}
+
+impl Told {
+    fn pod(&self, uid: &PodUid, recorded: Recorded) -> Pod {
+        let known = self.known.get(uid).cloned();
+        let declared = known.as_ref().filter(|known| known.host_network.is_some());
+        let by_agent = declared.map(|known| PodSpec {
+            uid: uid.clone(),
+            namespace: known.namespace.clone().unwrap_or_default(),
+            name: known.name.clone().unwrap_or_default(),
+            host_users: known.host_users,
+            runtime_class: known.runtime_class.clone(),
+            ..PodSpec::default()
+        });
+        Pod { uid: uid.clone(), spec: self.specs.get(uid).cloned().or(by_agent), recorded, known }
+    }
+}
+
 /// The pods file's pods.
 pub(super) fn declared(config: &Config) -> Result<BTreeMap<PodUid, PodSpec>, ObserveError> {
     let pods = config.pods_file.as_deref().map(read_pods).transpose()?.unwrap_or_default();
@@ -62,16 +88,12 @@ pub(super) fn declared(config: &Config) -> Result<BTreeMap<PodUid, PodSpec>, Obs
 }
 
 /// Looks at the node.
-pub(super) fn observe(config: &Config, specs: &BTreeMap<PodUid, PodSpec>) -> Result<Node, ObserveError> {
-    observe_in(config, specs, &CgroupFs::find(config.cgroup_root.as_deref())?)
+pub(super) fn observe(config: &Config, told: &Told) -> Result<Node, ObserveError> {
+    observe_in(config, told, &CgroupFs::find(config.cgroup_root.as_deref())?)
 }
 
 /// Looks at the node whose cgroups are `cgroups`.
-pub(super) fn observe_in(
-    config: &Config,
-    specs: &BTreeMap<PodUid, PodSpec>,
-    cgroups: &CgroupFs,
-) -> Result<Node, ObserveError> {
+pub(super) fn observe_in(config: &Config, told: &Told, cgroups: &CgroupFs) -> Result<Node, ObserveError> {
     let proc = ProcFs::new(&config.proc_root);
     let mut node = Node::default();
     node.find_host(&proc)?;
@@ -87,9 +109,7 @@ pub(super) fn observe_in(
     }
     for container in &node.containers {
         let uid = &container.pod;
-        let pod =
-            || Pod { uid: uid.clone(), spec: specs.get(uid).cloned(), recorded: recorded(&records, uid) };
-        node.pods.entry(uid.clone()).or_insert_with(pod);
+        node.pods.entry(uid.clone()).or_insert_with(|| told.pod(uid, recorded(&records, uid)));
     }
     Ok(node)
 }
@@ -189,6 +209,7 @@ fn inspect(proc: &ProcFs, pids: &[u32], host: u32) -> Look {
             comm: proc.comm(pid).unwrap_or_default(),
             userns: namespaces.get(&inum).cloned().unwrap_or_default(),
             in_host,
+            nested: namespaces.keys().filter(|other| **other != inum && **other != host).count(),
         }),
         (None, Some(why)) => Look::Unreadable { why },
         (None, None) => Look::Empty,

@@ -1,78 +1,122 @@
-//! The table and the JSON array. Pure.
+//! The tables and the JSON array. Pure.
 
 use serde_json::{Value, json};
 
-use super::Row;
-use super::verdict::{Look, Recorded, Verdict};
+use super::known::Known;
+use super::verdict::{Look, Pod, Recorded, Verdict};
+use super::{PodRow, Row};
 use crate::event::Extent;
 
 /// Columns of the pod's name; longer ones are cut.
 const POD: usize = 44;
-/// Columns of the container's id, as `docker ps` and `crictl ps` show it, with a little room.
-const CONTAINER: usize = 13;
 const RANGE: usize = 22;
 /// Columns of the whole table.
 const WIDTH: usize = 120;
 const INDENT: &str = "    ";
 
-/// A line a container, and one below it with the reason unless everything is as promised.
-pub(super) fn table(rows: &[Row]) -> String {
+/// A line a pod, and one below it with the reason unless everything is as promised. `wide` adds a line with what is
+/// known besides, and gives every reason.
+pub(super) fn table(pods: &[PodRow], wide: bool) -> String {
     let mut text = String::new();
-    line(&mut text, &["POD", "CONTAINER", "PROCS", "HOST IDS", "VERDICT"]);
-    for row in rows {
-        let id = row.container.id.as_ref().map_or("-", |id| id.id.as_str());
+    line(&mut text, &["POD", "HOSTUSERS", "USERNS", "HOST IDS", "CTRS", "PROCS", "NESTED", "VERDICT"]);
+    for row in pods {
         let cells = [
             cut(&plain(&row.pod.label()), POD),
-            cut(&plain(id), CONTAINER - 1),
-            row.container.processes.to_string(),
+            host_users(&row.pod).to_owned(),
+            row.sample().map_or("-".to_owned(), |sample| sample.userns.inum.to_string()),
             range(row),
+            row.containers().to_string(),
+            row.processes().to_string(),
+            row.nested().to_string(),
             row.judgement.verdict.name().to_owned(),
         ];
         line(&mut text, &cells.each_ref().map(String::as_str));
-        if row.judgement.verdict != Verdict::Honoured {
-            for part in wrap(&plain(&row.judgement.reason), WIDTH - INDENT.len()) {
-                text.push_str(&format!("{INDENT}{part}\n"));
-            }
+        if wide {
+            below(&mut text, &besides(&row.pod));
+        }
+        if wide || row.judgement.verdict != Verdict::Honoured {
+            below(&mut text, &row.judgement.reason);
         }
     }
-    text.push_str(&summary(rows));
+    text.push_str(&summary(pods));
     text
 }
 
-fn line(text: &mut String, [pod, container, processes, range, verdict]: &[&str; 5]) {
-    text.push_str(&format!("{pod:POD$} {container:CONTAINER$} {processes:>5}  {range:RANGE$} {verdict}\n"));
+fn line(
+    text: &mut String,
+    [pod, host_users, userns, range, containers, processes, nested, verdict]: &[&str; 8],
+) {
+    text.push_str(&format!(
+        "{pod:POD$} {host_users:9} {userns:10} {range:RANGE$} {containers:>4} {processes:>5} {nested:>6}  {verdict}\n"
+    ));
 }
 
-fn summary(rows: &[Row]) -> String {
-    let mut pods: Vec<_> = rows.iter().map(|row| &row.pod.uid).collect();
-    pods.dedup();
-    let count = |verdict: &Verdict| rows.iter().filter(|row| row.judgement.verdict == *verdict).count();
+fn below(text: &mut String, sentence: &str) {
+    for part in wrap(&plain(sentence), WIDTH - INDENT.len()) {
+        text.push_str(&format!("{INDENT}{part}\n"));
+    }
+}
+
+/// What a pod declares for `spec.hostUsers`.
+pub(super) fn host_users(pod: &Pod) -> &'static str {
+    match pod.spec.as_ref().map(|spec| spec.host_users) {
+        Some(Some(true)) => "true",
+        Some(Some(false)) => "false",
+        Some(None) => "unset",
+        None => "-",
+    }
+}
+
+fn besides(pod: &Pod) -> String {
+    let sources = pod.known.as_ref().map_or(String::new(), |known| known.sources.join(", "));
+    let or_dash = |text: String| if text.is_empty() { "-".to_owned() } else { text };
+    format!(
+        "uid {}; runtime class {}; told by {}; kubelet's record {}",
+        pod.uid,
+        pod.runtime_class().unwrap_or("-"),
+        or_dash(sources),
+        record(pod)
+    )
+}
+
+/// Kubelet's record in a word.
+pub(super) fn record(pod: &Pod) -> String {
+    match &pod.recorded {
+        Recorded::Record(record) => crate::core::range::show_all(&record.uid_mappings),
+        Recorded::Nothing | Recorded::NoPod => "none".to_owned(),
+        Recorded::Unreadable { why } => format!("unknown: {why}"),
+    }
+}
+
+fn summary(pods: &[PodRow]) -> String {
+    let count = |verdict: &Verdict| pods.iter().filter(|row| row.judgement.verdict == *verdict).count();
     let counts = Verdict::ALL.iter().rev().map(|verdict| (count(verdict), verdict.name()));
     let counts: Vec<_> =
         counts.filter(|(count, _)| *count > 0).map(|(count, name)| format!("{count} {name}")).collect();
     let counts = if counts.is_empty() { "nothing to judge".to_owned() } else { counts.join(", ") };
-    format!("\n{} in {}: {counts}\n", number(rows.len(), "container"), number(pods.len(), "pod"))
+    let containers = pods.iter().map(PodRow::containers).sum();
+    format!("\n{} with {}: {counts}\n", number(pods.len(), "pod"), number(containers, "container"))
 }
 
 fn number(count: usize, what: &str) -> String {
     format!("{count} {what}{}", if count == 1 { "" } else { "s" })
 }
 
-fn range(row: &Row) -> String {
-    match &row.container.look {
-        Look::Process(sample) if sample.userns.inum == row.host => "the host's".to_owned(),
-        Look::Process(sample) => match sample.userns.uid_map.as_slice() {
+fn range(row: &PodRow) -> String {
+    match row.sample() {
+        Some(sample) if sample.userns.inum == row.host => "the host's".to_owned(),
+        Some(sample) => match sample.userns.uid_map.as_slice() {
             [] => "none".to_owned(),
             [only] => format!("{}+{}", only.lower_first, only.count),
             [first, rest @ ..] => format!("{}+{} and {} more", first.lower_first, first.count, rest.len()),
         },
-        Look::Empty | Look::Unreadable { .. } => "-".to_owned(),
+        None => "-".to_owned(),
     }
 }
 
 /// Names come from workloads: nothing but printable ASCII reaches a terminal, so nothing moves its cursor, changes
 /// the direction of writing or takes up other than one column. The arrow is ours.
-fn plain(text: &str) -> String {
+pub(super) fn plain(text: &str) -> String {
     let escape = |character: char| match character {
         ' '..='~' | '→' => character.to_string(),
         _ => character.escape_default().to_string(),
@@ -103,44 +147,87 @@ fn cut(text: &str, most: usize) -> String {
     text.chars().take(most.saturating_sub(1)).chain(['~']).collect()
 }
 
-/// An object a container. Keys are stable: new ones may come, none goes or changes its meaning.
-pub(super) fn json(rows: &[Row]) -> Value {
-    Value::Array(rows.iter().map(object).collect())
+/// An object a pod. Keys are stable: new ones may come, none goes or changes its meaning.
+pub(super) fn json(pods: &[PodRow]) -> Value {
+    Value::Array(pods.iter().map(object).collect())
 }
 
-fn object(row: &Row) -> Value {
-    let Row { pod, container, judgement, pod_verdict, .. } = row;
+/// One pod.
+pub(super) fn object(row: &PodRow) -> Value {
+    let PodRow { pod, rows, judgement, .. } = row;
+    let name = pod.name();
+    let known = pod.known.as_ref();
+    let text = |of: fn(&Known) -> Option<&String>| known.and_then(of);
+    let recorded = match &pod.recorded {
+        Recorded::Record(record) => {
+            json!({"uid_map": extents(&record.uid_mappings), "gid_map": extents(&record.gid_mappings)})
+        }
+        Recorded::Nothing | Recorded::NoPod | Recorded::Unreadable { .. } => Value::Null,
+    };
+    let sample = row.sample();
+    json!({
+        "uid": pod.uid.as_str(),
+        "namespace": name.map(|name| name.0),
+        "name": name.map(|name| name.1),
+        "verdict": judgement.verdict.name(),
+        "reason": judgement.reason,
+        "host_users": pod.spec.as_ref().and_then(|spec| spec.host_users),
+        "runtime_class": pod.runtime_class(),
+        "owner": known.and_then(|known| known.owner.as_ref()).map(|owner| json!({"kind": owner.kind, "name": owner.name})),
+        "service_account": text(|known| known.service_account.as_ref()),
+        "labels": known.and_then(|known| known.labels.as_ref()),
+        "sources": known.map(|known| &known.sources),
+        "user_namespace": sample.map(|sample| sample.userns.inum),
+        "uid_map": sample.map(|sample| extents(&sample.userns.uid_map)),
+        "gid_map": sample.map(|sample| extents(&sample.userns.gid_map)),
+        "kubelet_record": recorded,
+        "asked_of_runtime": known.and_then(|known| known.asked.as_ref()).map(|asked| json!({"mode": asked.mode, "uid_map": asked.uid_map})),
+        "processes": row.processes(),
+        "nested_user_namespaces": row.nested(),
+        "findings": known.map(|known| known.findings.iter().map(|finding| json!({
+            "id": finding.id,
+            "rule": finding.rule,
+            "name": finding.name,
+            "severity": finding.severity,
+            "container": finding.container,
+            "count": finding.count,
+            "first_seen": finding.first_seen,
+            "last_seen": finding.last_seen,
+            "why": finding.why,
+        })).collect::<Vec<_>>()),
+        "containers": rows.iter().map(|row| container(pod, row)).collect::<Vec<_>>(),
+    })
+}
+
+fn container(pod: &Pod, row: &Row) -> Value {
+    let Row { container, judgement } = row;
     let (why, sample) = match &container.look {
         Look::Empty => (None, None),
         Look::Unreadable { why } => (Some(why), None),
         Look::Process(sample) => (None, Some(sample)),
     };
-    let recorded = match &pod.recorded {
-        Recorded::Record(record) => {
-            json!({"uid_mappings": extents(&record.uid_mappings), "gid_mappings": extents(&record.gid_mappings)})
-        }
-        Recorded::Nothing | Recorded::NoPod | Recorded::Unreadable { .. } => Value::Null,
-    };
+    let id = container.id.as_ref().map(|id| id.id.as_str());
+    let known = pod.container(id);
     json!({
-        "verdict": judgement.verdict.name(),
-        "reason": judgement.reason,
-        "pod_verdict": pod_verdict.name(),
-        "pod_uid": pod.uid.as_str(),
-        "namespace": pod.spec.as_ref().map(|spec| &spec.namespace),
-        "pod": pod.spec.as_ref().map(|spec| &spec.name),
-        "host_users": pod.spec.as_ref().and_then(|spec| spec.host_users),
-        "container": container.id.as_ref().map(|id| &id.id),
+        "id": id,
+        "name": known.map(|known| &known.name),
+        "kind": known.map(|known| &known.kind),
+        "image": known.map(|known| &known.image),
+        "image_digest": known.and_then(|known| known.image_digest.as_ref()),
+        "security_context": known.map(|known| &known.security_context),
         "runtime": container.id.as_ref().and_then(|id| id.runtime),
         "cgroup": container.cgroup,
+        "verdict": judgement.verdict.name(),
+        "reason": judgement.reason,
         "processes": container.processes,
         "processes_in_host_user_namespace": sample.map(|sample| sample.in_host),
+        "nested_user_namespaces": sample.map(|sample| sample.nested),
         "unreadable": why,
         "pid": sample.map(|sample| sample.pid),
         "comm": sample.map(|sample| sample.comm.as_str()),
         "user_namespace": sample.map(|sample| sample.userns.inum),
         "uid_map": sample.map(|sample| extents(&sample.userns.uid_map)),
         "gid_map": sample.map(|sample| extents(&sample.userns.gid_map)),
-        "kubelet_record": recorded,
     })
 }
 

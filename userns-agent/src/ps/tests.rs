@@ -63,11 +63,18 @@ impl Fake {
         self.write(&format!("kubelet/pods/{uid}/userns"), &text);
     }
 
+    fn pods(&self) -> Vec<PodRow> {
+        self.pods_told(BTreeMap::new())
+    }
+
+    fn pods_told(&self, known: BTreeMap<PodUid, known::Known>) -> Vec<PodRow> {
+        let told = Told { specs: declared(&self.config).unwrap(), known };
+        judged(&looked_at(&self.config, &told))
+    }
+
+    /// Of each container.
     fn rows(&self) -> Vec<Row> {
-        let specs = declared(&self.config).unwrap();
-        let mut node = looked_at(&self.config, &specs);
-        node.notes.clear();
-        judged(&node)
+        self.pods().into_iter().flat_map(|pod| pod.rows).collect()
     }
 
     fn verdicts(&self) -> Vec<Verdict> {
@@ -76,10 +83,10 @@ impl Fake {
 }
 
 /// As [`observe`], without asking whether the directory is a cgroup file system.
-fn looked_at(config: &Config, specs: &BTreeMap<PodUid, crate::event::PodSpec>) -> Node {
+fn looked_at(config: &Config, told: &Told) -> Node {
     observe::observe_in(
         config,
-        specs,
+        told,
         &crate::host::cgroupfs::CgroupFs::at(config.cgroup_root.clone().unwrap()),
     )
     .unwrap()
@@ -101,8 +108,8 @@ fn a_node_is_judged_container_by_container() {
     fake.container(HASH, "crio-conmon-d", &[13]);
     use Verdict::{Honoured, HostUserNamespace, Ignored, Unknown};
     assert_eq!(fake.verdicts(), [Honoured, Unknown, Ignored, HostUserNamespace]);
-    let pods: Vec<_> = fake.rows().iter().map(|row| row.pod_verdict).collect();
-    assert_eq!(pods, [Honoured, Honoured, Ignored, HostUserNamespace]);
+    let pods: Vec<_> = fake.pods().iter().map(|row| row.judgement.verdict).collect();
+    assert_eq!(pods, [Honoured, Ignored, HostUserNamespace]);
 }
 
 #[test]
@@ -161,17 +168,141 @@ fn the_table_is_aligned_and_escaped() {
     let name = "n".repeat(100);
     fake.write("pods.json", &format!("{{\"kind\":\"Pod\",\"metadata\":{{\"name\":\"{name}\",\"uid\":\"{OTHER}\"}},\"spec\":{{\"hostUsers\":false}}}}"));
     fake.config.pods_file = Some(fake.root.path().join("pods.json"));
-    let expected = "\
-POD                                          CONTAINER     PROCS  HOST IDS               VERDICT
-0f4b5b7e-6f1d-4f3e-9d5c-2f1f4f1a7c11         5a2f0c9be7d~      1  131072+65536           honoured
-default/nnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnn~ \\u{1b}[31m\\~      1  the host's             ignored
+    let table = render::table(&fake.pods(), false);
+    let expected = format!(
+        "\
+POD                                          HOSTUSERS USERNS     HOST IDS               CTRS PROCS NESTED  VERDICT
+0f4b5b7e-6f1d-4f3e-9d5c-2f1f4f1a7c11         -         77         131072+65536              1     1      0  honoured
+default/nnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnn~ false     {HOST} the host's                1     1      0  ignored
     it runs in the host's user namespace, although its pod declares hostUsers: false
 
-2 containers in 2 pods: 1 ignored, 1 honoured
-";
-    let table = render::table(&fake.rows());
+2 pods with 2 containers: 1 ignored, 1 honoured
+"
+    );
     assert_eq!(table, expected);
-    assert!(table.lines().all(|line| line.chars().count() <= 120));
+    let wide = render::table(&fake.pods(), true);
+    assert!(
+        wide.contains(&format!("uid {OTHER}; runtime class -; told by -; kubelet's record none")),
+        "{wide}"
+    );
+    assert!(wide.contains("as kubelet recorded"), "{wide}");
+    assert!(table.lines().chain(wide.lines()).all(|line| line.chars().count() <= 120));
+}
+
+/// What an agent would tell of the pod `uid`.
+fn known(uid: &str, name: &str) -> BTreeMap<PodUid, known::Known> {
+    let json = serde_json::json!({
+        "uid": uid,
+        "source": "cri",
+        "sources": ["api", "cri"],
+        "namespace": "shop\u{1b}[2J",
+        "name": name,
+        "labels": {"app": "web\u{202e}"},
+        "owner": {"kind": "StatefulSet", "name": "web"},
+        "service_account": "web",
+        "runtime_class": "crun",
+        "host_users": false,
+        "host_network": false,
+        "asked": {"mode": "pod", "uid_map": []},
+        "containers": [{
+            "id": ID, "name": "nginx", "kind": "container", "image": "nginx:1", "image_digest": null,
+            "security_context": {"privileged": true, "proc_mount": null, "capabilities_add": []},
+        }],
+        "findings": [{
+            "id": "1", "rule": "I1", "name": "cred_escape", "severity": "critical", "container": ID, "count": 2,
+            "first_seen": "2026-01-01T00:00:00Z", "last_seen": "2026-01-01T00:00:01Z", "why": "it left",
+        }],
+    });
+    let known: known::Known = serde_json::from_value(json).unwrap();
+    BTreeMap::from([(PodUid::parse(uid).unwrap(), known)])
+}
+
+fn inspectable() -> Fake {
+    let fake = Fake::new();
+    fake.record(UID, 131_072);
+    fake.container(UID, ID, &[10]);
+    fake.process(10, 77, "0 131072 65536", 5);
+    let at = fake.root.path().join("proc/10/ns");
+    for (kind, inum) in
+        ["mnt", "pid", "pid_for_children", "net", "ipc", "uts", "cgroup"].into_iter().zip(100..)
+    {
+        symlink(format!("{kind}:[{inum}]"), at.join(kind)).unwrap();
+    }
+    let status = "Name:\tx\nTgid:\t10\nPPid:\t1\nUid:\t131072\t131073\t131072\t131072\nGid:\t131072\t131072\t131072\t5\n\
+                  Groups:\t131082 7\nNSpid:\t10\t1\nCapInh:\t0\nCapPrm:\t1\nCapEff:\t200000\nCapBnd:\t1\nCapAmb:\t0\n\
+                  NoNewPrivs:\t1\nSeccomp:\t2\n";
+    fake.write("proc/10/status", status);
+    fake.write("proc/10/attr/current", "cri-containerd.apparmor.d (enforce)\n");
+    fake
+}
+
+#[test]
+fn what_the_agent_knows_is_put_beside_what_the_node_shows() {
+    let fake = inspectable();
+    let pods = fake.pods_told(known(UID, "web-0"));
+    assert_eq!((pods[0].judgement.verdict, pods[0].pod.name().unwrap().1), (Verdict::Escaped, "web-0"));
+    assert_eq!(pods[0].judgement.reason, "I1 (cred_escape): it left");
+    let table = render::table(&pods, true);
+    assert!(
+        table.contains("false") && table.contains("told by api, cri") && table.contains("escaped"),
+        "{table}"
+    );
+    let json = render::json(&pods);
+    assert_eq!(
+        (&json[0]["containers"][0]["name"], &json[0]["findings"][0]["rule"]),
+        (&"nginx".into(), &"I1".into())
+    );
+}
+
+#[test]
+fn a_pod_is_inspected_in_both_views() {
+    let fake = inspectable();
+    let pods = fake.pods_told(known(UID, "web-0"));
+    let proc = crate::host::proc::ProcFs::new(fake.root.path().join("proc"));
+    let text = inspect::text(&pods[0], &proc);
+    for line in [
+        "  verdict            escaped: I1 (cred_escape): it left",
+        "  owner              StatefulSet/web",
+        "  security context   privileged=true",
+        "    uid map            0→131072+65536",
+        "    euid               1 in the pod, 131073 on the host",
+        "    fsgid              none in the pod, 5 on the host",
+        "    groups             10 (131082), none (7)",
+        "    net namespace      103",
+        "    seccomp            filter",
+        "    no_new_privs       yes",
+        "    LSM label          cri-containerd.apparmor.d (enforce)",
+        "    effective          CAP_SYS_ADMIN",
+    ] {
+        assert!(text.lines().any(|it| it == line), "no line {line:?} in\n{text}");
+    }
+    assert!(text.chars().all(|c| c == '\n' || c == '→' || (' '..='~').contains(&c)), "{text:?}");
+    let json = inspect::object(&pods[0], &proc);
+    let process = &json["containers"][0]["process"];
+    assert_eq!(process["ids"]["euid"], serde_json::json!({"host": 131_073, "container": 1}));
+    assert_eq!(
+        (&process["pid_in_container"], &process["lsm_label"]),
+        (&1.into(), &"cri-containerd.apparmor.d (enforce)".into())
+    );
+}
+
+#[test]
+fn a_pod_is_found_by_any_of_its_names() {
+    let fake = inspectable();
+    fake.container(OTHER, "b", &[]);
+    let mut told = known(UID, "web-0");
+    told.extend(known(OTHER, "web-0"));
+    let pods = fake.pods_told(told);
+    for query in [UID, &ID[..8]] {
+        assert_eq!(inspect::find(&pods, query).unwrap().pod.uid.as_str(), UID, "{query}");
+    }
+    let error = inspect::find(&pods, "web-0").unwrap_err();
+    assert!(error.to_string().contains(UID) && error.to_string().contains(OTHER), "{error}");
+    assert_eq!(ExitCode::from(&error), ExitCode::Usage);
+    for query in ["nobody", "5a", "default/web-0", ""] {
+        let error = inspect::find(&pods, query).unwrap_err();
+        assert_eq!(ExitCode::from(&error), ExitCode::NoInput, "{query}");
+    }
 }
 
 #[test]
@@ -181,26 +312,27 @@ fn json_has_the_same_keys_always() {
     fake.container(UID, ID, &[10]);
     fake.process(10, 77, "0 3841261568 65536", 5);
     fs::create_dir_all(fake.root.path().join(format!("cgroup/kubepods/pod{HASH}"))).unwrap();
-    let json = render::json(&fake.rows());
-    let keys = |index: usize| json[index].as_object().unwrap().keys().cloned().collect::<Vec<_>>();
-    assert_eq!(keys(0), keys(1));
-    assert_eq!(keys(0).len(), 19);
+    let json = render::json(&fake.pods());
+    let keys = |object: &serde_json::Value| object.as_object().unwrap().keys().cloned().collect::<Vec<_>>();
+    assert_eq!((keys(&json[0]), keys(&json[0]).len()), (keys(&json[1]), 20));
+    let container = |index: usize| &json[index]["containers"][0];
+    assert_eq!((keys(container(0)), keys(container(0)).len()), (keys(container(1)), 19));
     assert_eq!(json[0]["uid_map"][0]["host_id"], 3_841_261_568_u32);
-    assert_eq!(json[0]["comm"], "evil\u{1b}[2J\u{202e}");
-    assert_eq!((&json[0]["verdict"], &json[0]["container"]), (&"honoured".into(), &ID.into()));
-    assert!(json[1]["pid"].is_null() && json[1]["container"].is_null());
+    assert_eq!(container(0)["comm"], "evil\u{1b}[2J\u{202e}");
+    assert_eq!((&json[0]["verdict"], &container(0)["id"]), (&"honoured".into(), &ID.into()));
+    assert!(container(1)["pid"].is_null() && container(1)["id"].is_null());
 }
 
 #[test]
 fn an_empty_node_is_an_answer() {
-    let table = render::table(&Fake::new().rows());
-    assert!(table.ends_with("\n0 containers in 0 pods: nothing to judge\n"), "{table}");
+    let table = render::table(&Fake::new().pods(), false);
+    assert!(table.ends_with("\n0 pods with 0 containers: nothing to judge\n"), "{table}");
 }
 
 #[test]
 fn errors_have_exit_codes() {
     let mut config = Config { cgroup_root: Some("/proc".into()), ..Config::default() };
-    let run = |config: &Config| run(config, PsOutput::Table, &mut Vec::new()).unwrap_err();
+    let run = |config: &Config| run(config, PsOutput::Table, true, &mut Vec::new()).unwrap_err();
     assert_eq!(ExitCode::from(&run(&config)), ExitCode::Unavailable);
     config.pods_file = Some(Path::new("/nonexistent").into());
     let error = run(&config);

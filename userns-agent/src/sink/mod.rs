@@ -11,6 +11,7 @@ pub mod file;
 pub mod http;
 pub mod json;
 pub mod live;
+pub mod local;
 pub mod memory;
 pub mod metrics;
 mod names;

@@ -102,6 +102,9 @@ impl Agent {
         if !extra_args.contains(&"--runtime-paths") {
             command.arg("--runtime-paths").arg(runtimes.join(","));
         }
+        if !extra_args.contains(&"--socket") {
+            command.arg("--socket").arg(lab.file("agent.sock"));
+        }
         if !extra_args.contains(&"--state-dir") {
             command.arg("--state-dir").arg(lab.file(&format!("state-{}", ids::lab_id()?)));
         }

@@ -191,6 +191,22 @@ impl ProcFs {
         Ok(Text::from_bytes(bytes.strip_suffix(b"\n").unwrap_or(&bytes)))
     }
 
+    /// Its label of the security module (`attr/current`); `None` where no module gives one.
+    ///
+    /// # Errors
+    ///
+    /// [`ProcError`], other than where no module is there.
+    pub fn security_label(&self, pid: u32) -> Result<Option<Text>, ProcError> {
+        match self.read(pid, "attr/current", MAX_CMDLINE_BYTES) {
+            Ok(bytes) => {
+                let label = Text::from_c_bytes(bytes.strip_suffix(b"\n").unwrap_or(&bytes));
+                Ok(Some(label).filter(|label| !label.as_str().is_empty()))
+            }
+            Err(ProcError::Read { source, .. }) if source.kind() == ErrorKind::InvalidInput => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
     /// The first 4 KiB of its arguments; none for a kernel thread or zombie.
     ///
     /// # Errors

@@ -25,6 +25,12 @@ impl Ancestry {
         Self { below_initial }
     }
 
+    /// Inode number and owner of the namespace and of those above it, innermost first, the initial one left out.
+    #[must_use]
+    pub fn chain(&self) -> &[(u32, u32)] {
+        &self.below_initial
+    }
+
     /// Inode number of the namespace itself.
     #[must_use]
     pub fn inum(&self) -> u32 {

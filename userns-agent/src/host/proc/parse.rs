@@ -24,6 +24,8 @@ pub struct Status {
     pub ppid: u32,
     /// Ids.
     pub ids: Ids,
+    /// Supplementary groups.
+    pub groups: Vec<u32>,
     /// Capability sets.
     pub caps: CapSets,
     /// Process ids from the procfs's pid namespace down to its own.
@@ -123,6 +125,7 @@ fn read_status_line(status: &mut Status, key: &str, value: &str) -> Option<bool>
 fn read_optional_line(status: &mut Status, key: &str, value: &str) -> Option<()> {
     let set = || u64::from_str_radix(value, 16).ok();
     match key {
+        "Groups" => status.groups = value.split_ascii_whitespace().map(number).collect::<Option<_>>()?,
         "NSpid" => status.ns_pids = value.split_ascii_whitespace().map(number).collect::<Option<_>>()?,
         "CapInh" => status.caps.inheritable = set()?,
         "CapPrm" => status.caps.permitted = set()?,

@@ -3,6 +3,7 @@
 #[cfg(test)]
 mod tests;
 
+use super::known::{Known, KnownContainer, KnownFinding};
 use crate::core::range::{self, Problem, show_all};
 use crate::event::{Extent, KubeletRecord, PodSpec, PodUid, Text};
 use crate::host::proc::to_id_map;
@@ -13,6 +14,8 @@ use userns_common::limits::MAX_EXTENTS;
 pub enum Verdict {
     /// What was promised, or what holds, cannot be told.
     Unknown,
+    /// Its processes run on another kernel than the node's.
+    NotObservable,
     /// A user namespace of its own, with a range of its own.
     Honoured,
     /// The host's user namespace, as nothing else was promised.
@@ -21,29 +24,40 @@ pub enum Verdict {
     UnsafeRange,
     /// The host's user namespace, although another was promised.
     Ignored,
+    /// The agent found that a process left what holds it.
+    Escaped,
 }
 
 impl Verdict {
     /// Every verdict, worst last.
-    pub const ALL: &'static [Self] =
-        &[Self::Unknown, Self::Honoured, Self::HostUserNamespace, Self::UnsafeRange, Self::Ignored];
+    pub const ALL: &'static [Self] = &[
+        Self::Unknown,
+        Self::NotObservable,
+        Self::Honoured,
+        Self::HostUserNamespace,
+        Self::UnsafeRange,
+        Self::Ignored,
+        Self::Escaped,
+    ];
 
     /// The name printed.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
             Self::Unknown => "unknown",
+            Self::NotObservable => "not observable",
             Self::Honoured => "honoured",
             Self::HostUserNamespace => "host user namespace",
             Self::UnsafeRange => "unsafe range",
             Self::Ignored => "ignored",
+            Self::Escaped => "escaped",
         }
     }
 
     /// Whether a promise is broken.
     #[must_use]
     pub fn is_broken(self) -> bool {
-        matches!(self, Self::UnsafeRange | Self::Ignored)
+        matches!(self, Self::UnsafeRange | Self::Ignored | Self::Escaped)
     }
 }
 
@@ -100,6 +114,8 @@ pub struct Sample {
     pub userns: Namespace,
     /// How many of the container's processes are in the host's user namespace.
     pub in_host: usize,
+    /// How many user namespaces its processes have besides this one and the host's.
+    pub nested: usize,
 }
 
 /// What kubelet says of a pod.
@@ -123,19 +139,52 @@ pub enum Recorded {
 pub struct Pod {
     /// Its UID.
     pub uid: PodUid,
-    /// What it declares, if the pods file has it.
+    /// What it declares, if the pods file or the agent has it.
     pub spec: Option<PodSpec>,
     /// What kubelet gave it.
     pub recorded: Recorded,
+    /// What the agent knows of it.
+    pub known: Option<Known>,
 }
 
+/// Runtime handlers that run pods on a kernel of their own.
+const VIRTUAL: [&str; 4] = ["kata", "gvisor", "runsc", "firecracker"];
+/// Rules whose findings mean that a process is out.
+const ESCAPES: [&str; 4] = ["I1", "I4", "I6", "I13"];
+
 impl Pod {
+    /// Namespace and name, if known.
+    #[must_use]
+    pub fn name(&self) -> Option<(&str, &str)> {
+        let known = || {
+            self.known.as_ref().and_then(|known| Some((known.namespace.as_deref()?, known.name.as_deref()?)))
+        };
+        self.spec.as_ref().map(|spec| (spec.namespace.as_str(), spec.name.as_str())).or_else(known)
+    }
+
     /// Its name if known, else its UID.
     #[must_use]
     pub fn label(&self) -> String {
-        self.spec
-            .as_ref()
-            .map_or_else(|| self.uid.to_string(), |spec| format!("{}/{}", spec.namespace, spec.name))
+        self.name().map_or_else(|| self.uid.to_string(), |(namespace, name)| format!("{namespace}/{name}"))
+    }
+
+    /// Runtime class, or the runtime's handler.
+    #[must_use]
+    pub fn runtime_class(&self) -> Option<&str> {
+        let declared = self.spec.as_ref().and_then(|spec| spec.runtime_class.as_deref());
+        declared.or_else(|| self.known.as_ref()?.runtime_class.as_deref())
+    }
+
+    /// What the agent knows of the container with this id.
+    #[must_use]
+    pub fn container(&self, id: Option<&str>) -> Option<&KnownContainer> {
+        self.known.as_ref()?.containers.iter().find(|container| id.is_some() && container.id.as_deref() == id)
+    }
+
+    /// The worst that the agent found of a process that left what holds it.
+    #[must_use]
+    pub fn escape(&self) -> Option<&KnownFinding> {
+        self.known.as_ref()?.findings.iter().find(|finding| ESCAPES.contains(&finding.rule.as_str()))
     }
 
     fn record(&self) -> Option<&KubeletRecord> {
@@ -150,6 +199,11 @@ impl Pod {
 /// of other pods.
 #[must_use]
 pub fn judge(pod: &Pod, look: &Look, host: u32, others: &[(&Pod, &Namespace)]) -> Judgement {
+    let class = pod.runtime_class().filter(|class| VIRTUAL.iter().any(|name| class.contains(name)));
+    if let Some(class) = class {
+        let reason = format!("its runtime class {class} runs it on a kernel of its own");
+        return Judgement { verdict: Verdict::NotObservable, reason };
+    }
     match look {
         Look::Empty => unknown("no process is in its cgroup, so there is nothing to compare"),
         Look::Unreadable { why } => unknown(format!("its processes cannot be inspected: {why}")),

@@ -26,7 +26,7 @@ fn pod(declared: Option<Option<bool>>, recorded: Recorded) -> Pod {
         host_users,
         ..PodSpec::default()
     };
-    Pod { spec: declared.map(spec), uid: uid.clone(), recorded }
+    Pod { spec: declared.map(spec), uid: uid.clone(), recorded, known: None }
 }
 
 fn sample(userns: Namespace) -> Look {
@@ -141,5 +141,23 @@ fn visitors_are_mentioned() {
 fn the_worst_verdict_is_the_greatest() {
     assert!(Verdict::ALL.is_sorted());
     let broken: Vec<_> = Verdict::ALL.iter().filter(|verdict| verdict.is_broken()).collect();
-    assert_eq!(broken, [&Verdict::UnsafeRange, &Verdict::Ignored]);
+    assert_eq!(broken, [&Verdict::UnsafeRange, &Verdict::Ignored, &Verdict::Escaped]);
+}
+
+#[test]
+fn pods_on_a_kernel_of_their_own_are_not_judged() {
+    let mut pod = pod(Some(Some(false)), Recorded::Nothing);
+    pod.spec.as_mut().unwrap().runtime_class = Some("kata-qemu".into());
+    check(&pod, &host(), Verdict::NotObservable, "kata-qemu");
+}
+
+#[test]
+fn what_the_agent_found_to_have_left_is_told() {
+    let finding = |rule: &str| KnownFinding { rule: rule.into(), ..KnownFinding::default() };
+    let mut pod = pod(None, Recorded::Nothing);
+    let known = Known { findings: vec![finding("I11"), finding("I1")], ..Known::default() };
+    pod.known = Some(known);
+    assert_eq!(pod.escape().unwrap().rule, "I1");
+    pod.known.as_mut().unwrap().findings.pop();
+    assert_eq!(pod.escape(), None);
 }

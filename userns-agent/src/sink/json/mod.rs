@@ -6,10 +6,13 @@
 
 mod finding;
 mod format;
+mod pods;
 mod process;
 mod status;
 #[cfg(test)]
 mod tests;
+
+pub use pods::pods;
 
 use serde::Serialize;
 

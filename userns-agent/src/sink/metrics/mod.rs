@@ -99,7 +99,7 @@ impl Metrics {
                 family.with_label_values(&[sink]);
             }
         }
-        for reason in ["limit", "timeout", "malformed"] {
+        for reason in ["limit", "timeout", "malformed", "peer"] {
             self.families.http_rejected.with_label_values(&[reason]);
         }
         self.findings_suppressed("repeated", 0);

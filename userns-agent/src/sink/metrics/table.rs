@@ -183,8 +183,10 @@ const SWEPT: Label = label(
 const SINK: Label = label("sink", "`stdout`, `file`");
 const PATH: Label = label("path", "a path of the index, or `other`");
 const CODE: Label = label("code", "status code");
-const REJECTED: Label =
-    label("reason", "`limit`: the oldest of too many; `timeout`; `malformed`: no HTTP/1 request");
+const REJECTED: Label = label(
+    "reason",
+    "`limit`: the oldest of too many; `timeout`; `malformed`: no HTTP/1 request; `peer`: another user at the local socket",
+);
 const VERSION: Label = label("version", "version of the agent");
 
 /// Seconds, from the time that a sweep over a small node takes upwards.
