@@ -1,5 +1,6 @@
 //! From a configuration to a running pipeline.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use tokio::sync::{mpsc, watch};
@@ -8,11 +9,12 @@ use super::io::Outputs;
 use super::proc_sweep::ProcSweep;
 use super::walk::Walker;
 use super::{App, RunError, os};
-use crate::config::Config;
+use crate::config::{Config, Socket};
 use crate::core::{Engine, Limits};
-use crate::event::{Fact, Hook, Nanos};
+use crate::event::{Body, Event, Fact, Hook, Nanos, role};
 use crate::host::SourceHealth;
 use crate::host::cgroupfs::CgroupFs;
+use crate::host::cri::{self, CriNudge, CriWatcher};
 use crate::host::kubelet::KubeletWatcher;
 use crate::host::pods_file::{LOOK_INTERVAL, PodsFileWatcher};
 use crate::host::proc::{INITIAL_USERNS, ProcFs};
@@ -49,6 +51,7 @@ pub(super) fn hostname() -> String {
 pub(super) struct Sources {
     facts: mpsc::Receiver<Vec<Fact>>,
     health: Vec<(&'static str, watch::Receiver<SourceHealth>)>,
+    cri: Option<CriNudge>,
 }
 
 impl Sources {
@@ -60,13 +63,20 @@ impl Sources {
         let mut health = vec![("kubelet", health)];
         let to_loop = sender.clone();
         tokio::spawn(async move { while to_loop.send(kubelet.next().await).await.is_ok() {} });
+        let sockets = cri_sockets(config);
+        let cri = (!sockets.is_empty()).then(|| {
+            let (watcher, nudge, of_cri) = CriWatcher::new(sockets, cri::Times::default(), sender.clone());
+            health.push(("cri", of_cri));
+            tokio::spawn(watcher.run());
+            nudge
+        });
         if let Some(path) = &config.pods_file {
             let (mut file, of_file) = PodsFileWatcher::new(path, LOOK_INTERVAL);
             known.extend(file.initial());
             health.push(("pods_file", of_file));
             tokio::spawn(async move { while sender.send(vec![file.next().await]).await.is_ok() {} });
         }
-        (Self { facts, health }, known)
+        (Self { facts, health, cri }, known)
     }
 
     /// The next facts.
@@ -74,6 +84,16 @@ impl Sources {
         match self.facts.recv().await {
             Some(facts) => facts,
             None => std::future::pending().await,
+        }
+    }
+
+    /// A record came: sources that could know more of its container are told.
+    pub(super) fn saw(&self, event: &Event) {
+        if let (Some(cri), Body::CgroupMkdir(cgroup)) = (&self.cri, &event.body)
+            && cgroup.role == role::CONTAINER
+            && let Some(name) = crate::cgroup::parse(cgroup.path.as_str()).and_then(|parsed| parsed.container)
+        {
+            cri.appeared(&name.id);
         }
     }
 
@@ -153,9 +173,18 @@ fn limits(config: &Config) -> Limits {
     }
 }
 
+/// Where a container runtime may answer.
+fn cri_sockets(config: &Config) -> Vec<PathBuf> {
+    match &config.cri_socket {
+        Socket::Auto => cri::sockets(&config.host_root),
+        Socket::Off => Vec::new(),
+        Socket::Path(path) => vec![path.clone()],
+    }
+}
+
 /// Whether any source could tell the names of pods.
 fn tells_names(config: &Config) -> bool {
-    config.pods_file.is_some()
+    config.pods_file.is_some() || cri_sockets(config).iter().any(|path| path.exists())
 }
 
 fn check_user_namespace(proc: &ProcFs) -> Result<(), RunError> {

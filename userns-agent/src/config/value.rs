@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use super::{Config, LogLevel, Output};
+use super::{Config, LogLevel, Output, Socket};
 use crate::kernel::plan::Mechanism;
 
 /// A value before it is checked.
@@ -43,6 +43,8 @@ pub enum Slot {
     AutoDirectory(Field<Option<PathBuf>>),
     /// An absolute path, or `none`.
     OptionalDirectory(Field<Option<PathBuf>>),
+    /// An absolute path, `auto` or `off`.
+    Socket(Field<Socket>),
     /// A path; absent if not given.
     File(Field<Option<PathBuf>>),
     /// An IP address and port.
@@ -95,6 +97,7 @@ impl Slot {
             Self::Directory(field) => store(field(config), raw.text().and_then(absolute)),
             Self::AutoDirectory(field) => store(field(config), raw.directory_or("auto")),
             Self::OptionalDirectory(field) => store(field(config), raw.directory_or("none")),
+            Self::Socket(field) => store(field(config), raw.socket()),
             Self::File(field) => store(field(config), raw.file()),
             Self::Address(field) => store(field(config), raw.text().and_then(|text| text.parse().ok())),
             Self::Time(field, range) => store(field(config), within(range, raw.time())),
@@ -136,6 +139,7 @@ impl Slot {
             Self::Directory(_) => "an absolute path".to_owned(),
             Self::AutoDirectory(_) => "`auto` or an absolute path".to_owned(),
             Self::OptionalDirectory(_) => "`none` or an absolute path".to_owned(),
+            Self::Socket(_) => "`auto`, `off` or an absolute path".to_owned(),
             Self::File(_) => "a path".to_owned(),
             Self::Address(_) => "an IP address and port, such as 127.0.0.1:9477 or [::]:9477".to_owned(),
             Self::Time(_, range) => {
@@ -159,6 +163,7 @@ impl Slot {
     pub fn value_name(&self) -> &'static str {
         match self {
             Self::Directory(_) | Self::AutoDirectory(_) | Self::OptionalDirectory(_) => "DIR",
+            Self::Socket(_) => "SOCKET",
             Self::File(_) => "FILE",
             Self::Address(_) => "ADDRESS",
             Self::Time(..) => "TIME",
@@ -184,6 +189,11 @@ impl Slot {
             Self::OptionalDirectory(field) => {
                 field(config).as_ref().map_or_else(|| "none".to_owned(), |path| quote(path.display()))
             }
+            Self::Socket(field) => match field(config) {
+                Socket::Auto => "auto".to_owned(),
+                Socket::Off => "off".to_owned(),
+                Socket::Path(path) => quote(path.display()),
+            },
             Self::File(field) => {
                 field(config).as_ref().map_or_else(|| "null".to_owned(), |path| quote(path.display()))
             }
@@ -234,6 +244,14 @@ impl Raw<'_> {
         match self {
             Self::Tree(Value::Null) => Some(None),
             Self::Tree(_) | Self::Text(_) => self.text().and_then(path).map(Some),
+        }
+    }
+
+    fn socket(&self) -> Option<Socket> {
+        match self.text()? {
+            "auto" => Some(Socket::Auto),
+            "off" => Some(Socket::Off),
+            text => absolute(text).map(Socket::Path),
         }
     }
 
