@@ -46,6 +46,8 @@ pub struct Pod {
     pub containers: BTreeSet<CgroupId>,
     said: BTreeMap<PodSource, Said>,
     sandboxes: BTreeMap<String, Sandbox>,
+    /// The one of these that the runtime has no longer: the last stays resolvable until there is another.
+    left: Option<String>,
     /// When kubelet's record went.
     unrecorded: Option<Nanos>,
 }
@@ -175,6 +177,9 @@ impl Pod {
     pub(super) fn add_sandbox(&mut self, sandbox: Sandbox) -> bool {
         let newest = self.sandbox().is_none_or(|newest| newest.created_at <= sandbox.created_at);
         let news = self.sandboxes.get(&sandbox.id) != Some(&sandbox);
+        if let Some(left) = self.left.take() {
+            self.sandboxes.remove(&left);
+        }
         if newest {
             self.say(PodSource::Cri, sandbox.pod.clone());
         }
@@ -182,11 +187,12 @@ impl Pod {
         news
     }
 
-    /// The runtime has this sandbox no longer. The last one stays resolvable as its description does.
+    /// The runtime has this sandbox no longer.
     pub(super) fn remove_sandbox(&mut self, id: &str, now: Nanos) {
         if self.sandboxes.len() > 1 {
             self.sandboxes.remove(id);
         } else if self.sandboxes.contains_key(id) {
+            self.left = Some(id.to_owned());
             self.unsay(PodSource::Cri, now);
         }
     }
@@ -203,5 +209,23 @@ impl Pod {
     pub(super) fn is_idle(&self) -> bool {
         let recorded = self.record.is_some() && self.unrecorded.is_none();
         self.containers.is_empty() && !recorded && self.said.values().all(|said| said.gone.is_some())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sandboxes_of_a_pod_do_not_pile_up() {
+        let mut pod = Pod::default();
+        let sandbox = |n: i64| Sandbox { id: format!("s{n}"), created_at: n, ..Sandbox::default() };
+        for n in 0..100 {
+            pod.add_sandbox(sandbox(n));
+            pod.remove_sandbox(&format!("s{n}"), Nanos(1));
+            assert_eq!(pod.sandbox(), Some(&sandbox(n)), "the last is still known");
+        }
+        pod.add_sandbox(sandbox(100));
+        assert_eq!(pod.sandboxes.len(), 1);
     }
 }

@@ -1,6 +1,7 @@
 //! Pods by the hundred: a cgroup, a record and real processes in a user namespace each, made without a runtime.
 
 use std::{
+    collections::VecDeque,
     fs::{self, File},
     io::{self, BufRead as _, BufReader, Write as _},
     os::unix::process::CommandExt as _,
@@ -24,9 +25,9 @@ const STACK: usize = 16 * 1024;
 #[derive(Debug, Default)]
 pub(super) struct Herd {
     // in this order: members end before their pods
-    inside: Vec<Member>,
+    inside: VecDeque<Member>,
     outside: Vec<Member>,
-    pods: Vec<Pod>,
+    pods: VecDeque<Pod>,
 }
 
 /// A process that has as many threads as it is told to.
@@ -46,15 +47,31 @@ impl Herd {
     /// When a cgroup, a record or a process cannot be made.
     pub(super) fn pods(&mut self, node: &Node, count: usize) -> Result<()> {
         while self.pods.len() < count {
-            let (pod, range) = node.watched_pod()?;
-            // the form of a container's id
-            let container = pod.cgroup_dir().join(format!("{:064x}", self.pods.len() + 1));
-            fs::create_dir(&container).with_context(|| format!("cannot create {}", container.display()))?;
-            self.pods.push(pod);
-            let mut member = Member::start(node.bench(), &["member", &container.display().to_string()])?;
-            member.map(range)?;
-            self.inside.push(member);
+            self.pod(node)?;
         }
+        Ok(())
+    }
+
+    /// Ends the oldest pod and adds another.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::pods`].
+    pub(super) fn replace_oldest(&mut self, node: &Node) -> Result<()> {
+        drop(self.inside.pop_front());
+        drop(self.pods.pop_front());
+        self.pod(node)
+    }
+
+    fn pod(&mut self, node: &Node) -> Result<()> {
+        let (pod, range) = node.watched_pod()?;
+        // the form of a container's id
+        let container = pod.cgroup_dir().join(format!("{:064x}", range.first));
+        fs::create_dir(&container).with_context(|| format!("cannot create {}", container.display()))?;
+        self.pods.push_back(pod);
+        let mut member = Member::start(node.bench(), &["member", &container.display().to_string()])?;
+        member.map(range)?;
+        self.inside.push_back(member);
         Ok(())
     }
 
@@ -90,8 +107,8 @@ impl Herd {
 
     /// How many pods there are, and how many tasks in and outside of them.
     pub(super) fn size(&self) -> (usize, u32, u32) {
-        let tasks = |members: &[Member]| members.iter().map(|member| member.threads).sum();
-        (self.pods.len(), tasks(&self.inside), tasks(&self.outside))
+        let threads = |member: &Member| member.threads;
+        (self.pods.len(), self.inside.iter().map(threads).sum(), self.outside.iter().map(threads).sum())
     }
 }
 

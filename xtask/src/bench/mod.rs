@@ -6,12 +6,12 @@
 //! | `node`, `herd` | the lab to measure on; pods by the hundred |
 //! | `empty`, `bpftrace` | programs that do nothing, and a script, for comparison |
 //! | `guest`, `instructions` | instructions per operation: in a guest, and its table |
-//! | `programs`, `storm`, `delays`, `flood`, `scale` | what is measured on the running kernel, one part each |
+//! | `programs`, `storm`, `delays`, `flood`, `scale`, [`churn`] | what is measured on the running kernel, one part each |
 //! | `stats`, `usage`, `scrape`, `machine` | figures, and where they come from |
 //! | `page`, `plot` | docs/benchmarks.md and its figures |
 //! | [`inside`] | the statically linked program for guests and containers |
 
-use std::{fs, path::PathBuf};
+use std::{fs, path::PathBuf, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
 use clap::{Args, ValueEnum};
@@ -25,6 +25,7 @@ use crate::{
 
 pub mod attempts;
 mod bpftrace;
+pub mod churn;
 mod delays;
 mod empty;
 mod flood;
@@ -45,6 +46,7 @@ mod storm;
 mod usage;
 mod worker;
 
+use churn::{Churn, Plan};
 use delays::Delays;
 use flood::Flood;
 use instructions::Counted;
@@ -54,6 +56,7 @@ use scale::Point;
 use storm::Storm;
 
 const KERNELS: [&str; 2] = ["6.1", "newest"];
+const CHURN: Duration = Duration::from_secs(60);
 
 /// What to measure, and with what.
 #[derive(Debug, Args)]
@@ -87,6 +90,8 @@ enum Part {
     Flood,
     /// Start-up, memory and sweeps on nodes of different sizes
     Scale,
+    /// Pods that come and go without a pause
+    Churn,
 }
 
 /// What every part needs.
@@ -108,6 +113,7 @@ struct Results {
     delays: Vec<Delays>,
     flood: Option<Flood>,
     sizes: Vec<Point>,
+    churn: Option<Churn>,
 }
 
 /// Measures what `options` ask for.
@@ -170,6 +176,12 @@ impl Results {
         if wanted(Part::Scale) {
             let why = "start-up, memory and sweeps on nodes of different sizes";
             self.sizes = steps.step("scale", why, || scale::measure(node))?;
+        }
+        if wanted(Part::Churn) {
+            let plan = Plan { pods: 500, rate: 50, time: CHURN };
+            self.churn = Some(
+                steps.step("churn", "pods that come and go on a full node", || churn::measure(node, plan))?,
+            );
         }
         Ok(())
     }

@@ -5,7 +5,7 @@ use std::{fs, path::Path};
 use anyhow::{Context as _, Result};
 
 use super::{
-    Results,
+    Results, churn,
     delays::{self, Delays},
     flood, plot, programs, scale, storm,
 };
@@ -83,6 +83,13 @@ everything in it that it does in a second. Memory is that of the process, with w
 are apart.
 ";
 
+const CHURN: &str = "\
+### Pods that come and go
+
+Pods as in the table above; again and again the oldest ends and a new one starts. *Lost* is what should have been sent and
+was not. What is gone is kept for a minute, so that what comes late finds it: memory grows until then.
+";
+
 /// The whole page; a part that was not measured is left out.
 pub(super) fn page(results: &Results, machine: &str) -> String {
     let mut parts = vec![HEAD.to_owned()];
@@ -97,6 +104,7 @@ pub(super) fn page(results: &Results, machine: &str) -> String {
         (!delays.is_empty()).then(|| format!("{DELAYS}\n{}", delays::table(&delays))),
         results.flood.as_ref().map(|flood| format!("{FLOOD}\n{}", flood::table(flood))),
         (!results.sizes.is_empty()).then(|| format!("{SIZES}\n{}", scale::table(&results.sizes))),
+        results.churn.as_ref().map(|churn| format!("{CHURN}\n{}", churn::table(churn))),
     ]
     .into_iter()
     .flatten()
@@ -141,7 +149,7 @@ mod tests {
         let results = Results { sizes: vec![Point::default()], ..Results::default() };
         let text = page(&results, "ACME 9");
         assert!(text.contains("Machine: ACME 9.") && text.contains("### Size of the node"), "{text}");
-        for part in [INSTRUCTIONS, PROGRAMS, STORM, DELAYS, FLOOD] {
+        for part in [INSTRUCTIONS, PROGRAMS, STORM, DELAYS, FLOOD, CHURN] {
             assert!(!text.contains(part), "{part}");
         }
         assert!(!page(&Results::default(), "ACME 9").contains("ACME"));

@@ -9,9 +9,10 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 use xtask::bench::attempts::Attempts;
+use xtask::bench::churn::{self, Plan};
 use xtask::lab::{Agent, ContainerSpec, IdRange, Line, PodSpec, RuntimeName};
 
-use crate::{Node, metric, slowdown};
+use crate::{Node, metric, slowdown, work_dir};
 
 /// Names the statically linked program that containers run.
 const PROGRAM: &str = "USERNS_BENCH_BIN";
@@ -21,6 +22,10 @@ const PROGRAMS: u32 = 3_000;
 /// What may be asked of the agent while a pod floods it: seconds of one CPU, at once and per second, and MiB.
 const MOST_CPU: (f64, f64) = (0.3, 0.1);
 const MOST_GROWTH: f64 = 8.0;
+/// What is gone is kept for a minute: MiB for each pod that started.
+const MOST_FOR_EACH_POD: f64 = 0.02;
+/// Percent of one processor while 50 pods start in a second.
+const MOST_OF_A_PROCESSOR: f64 = 20.0;
 
 /// A directory that containers may enter.
 struct Open(PathBuf);
@@ -198,5 +203,21 @@ fn what_a_storm_of_programs_may_not_tell_is_told_as_a_number() -> Result<()> {
     ensure!(suppressed > withheld / 2 && suppressed <= withheld + 2, "{suppressed} of {withheld} withheld");
     println!("a_storm_of_programs: {programs} programs, {suppressed} records withheld and told");
     container.kill()?;
+    Ok(())
+}
+
+#[test]
+fn pods_that_come_and_go_leave_nothing() -> Result<()> {
+    let Some(node) = Node::new("pods_that_come_and_go")? else { return Ok(()) };
+    let program = std::env::var_os(PROGRAM).with_context(|| format!("{PROGRAM} is not set"))?;
+    let (cache, place) = (work_dir().join("cache"), work_dir().join("churn"));
+    let plan = Plan { pods: 100, rate: 50 / slowdown().min(50), time: Duration::from_secs(10) };
+    let churn = churn::run(&place, &cache, &node.bin, program.as_ref(), plan)?;
+    let percent = churn.cpu_percent();
+    println!("pods_that_come_and_go: {churn:.1?}, {percent:.1} % of a processor");
+    ensure!(churn.findings == 0 && churn.lost == 0.0, "{churn:?}");
+    let kept = f64::from(churn.started) * MOST_FOR_EACH_POD;
+    ensure!(churn.resident[1] - churn.resident[0] < MOST_GROWTH + kept, "memory grew: {:?}", churn.resident);
+    ensure!(percent < MOST_OF_A_PROCESSOR * f64::from(slowdown()), "{percent:.1} % of a processor");
     Ok(())
 }
