@@ -9,6 +9,7 @@ use super::io::Outputs;
 use super::proc_sweep::ProcSweep;
 use super::walk::Walker;
 use super::{App, RunError, os};
+use crate::cgroup;
 use crate::config::{Config, Socket};
 use crate::core::{Engine, Limits};
 use crate::event::{Body, Event, Fact, Hook, Nanos, role};
@@ -89,11 +90,10 @@ impl Sources {
 
     /// A record came: sources that could know more of its container are told.
     pub(super) fn saw(&self, event: &Event) {
-        if let (Some(cri), Body::CgroupMkdir(cgroup)) = (&self.cri, &event.body)
-            && cgroup.role == role::CONTAINER
-            && let Some(name) = crate::cgroup::parse(cgroup.path.as_str()).and_then(|parsed| parsed.container)
+        if let Some(cri) = &self.cri
+            && let Some(id) = new_container(event)
         {
-            cri.appeared(&name.id);
+            cri.appeared(&id);
         }
     }
 
@@ -101,6 +101,13 @@ impl Sources {
     pub(super) fn health(&self) -> Vec<(&'static str, SourceHealth)> {
         self.health.iter().map(|(name, health)| (*name, health.borrow().clone())).collect()
     }
+}
+
+/// The id of a container whose cgroup was made.
+fn new_container(event: &Event) -> Option<String> {
+    let Body::CgroupMkdir(cgroup) = &event.body else { return None };
+    let parsed = cgroup::parse(cgroup.path.as_str()).filter(|_| cgroup.role == role::CONTAINER)?;
+    parsed.container.map(|name| name.id)
 }
 
 /// Checks what can be checked, then does the start-up in its order.
@@ -242,4 +249,35 @@ fn start_debug_log(loaded: &mut load::Loaded) -> Result<(), RunError> {
         }
     });
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::event::Cgroup;
+
+    #[test]
+    fn the_runtime_is_asked_for_containers_whose_cgroup_is_made() {
+        let pod = "/kubepods/burstable/pod0f4b5b7e-6f1d-4f3e-9d5c-2f1f4f1a7c11";
+        let id = "5".repeat(64);
+        let cgroup = |role, path: &str| Cgroup { role, path: path.into(), ..Cgroup::default() };
+        let container = cgroup(role::CONTAINER, &format!("{pod}/cri-containerd-{id}.scope"));
+        let of = |body| new_container(&Event { time: Nanos(0), hook: Hook::CgroupMkdir, reasons: 0, body });
+        assert_eq!(of(Body::CgroupMkdir(container.clone())), Some(id));
+        assert_eq!(of(Body::CgroupMkdir(cgroup(role::POD, pod))), None);
+        assert_eq!(of(Body::CgroupRmdir(container)), None);
+    }
+
+    #[test]
+    fn names_are_waited_for_where_a_runtime_may_answer() {
+        let host = tempfile::tempdir().unwrap();
+        let with = |cri_socket| Config { host_root: host.path().into(), cri_socket, ..Config::default() };
+        assert!(!tells_names(&with(Socket::Auto)) && !tells_names(&with(Socket::Path("/none.sock".into()))));
+        let socket = host.path().join("run/crio/crio.sock");
+        std::fs::create_dir_all(socket.parent().unwrap()).unwrap();
+        std::fs::write(&socket, "").unwrap();
+        assert!(tells_names(&with(Socket::Auto)) && tells_names(&with(Socket::Path(socket.clone()))));
+        assert!(!tells_names(&with(Socket::Off)) && cri_sockets(&with(Socket::Off)).is_empty());
+        assert!(cri_sockets(&with(Socket::Auto)).contains(&socket));
+    }
 }

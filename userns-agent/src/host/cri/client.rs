@@ -209,15 +209,16 @@ impl Client {
         CriError::Call { method, status: Box::new(status), over }
     }
 
-    /// Names of the handlers with which pods can have user namespaces.
-    pub(super) async fn handlers(&self) -> Result<Vec<String>, CriError> {
+    /// Names of the handlers with which pods can have user namespaces; `None` from a runtime that tells no features.
+    pub(super) async fn handlers(&self) -> Result<Option<Vec<String>>, CriError> {
         let answer: proto::StatusResponse =
             self.call("/runtime.v1.RuntimeService/Status", proto::StatusRequest {}).await?;
         let able = |handler: &proto::RuntimeHandler| {
             handler.features.is_some_and(|features| features.user_namespaces) && !handler.name.is_empty()
         };
-        let able = answer.runtime_handlers.iter().filter(|handler| able(handler));
-        Ok(able.map(|handler| brief(&handler.name)).collect())
+        let handlers = answer.runtime_handlers;
+        let able = handlers.iter().filter(|handler| able(handler)).map(|handler| brief(&handler.name));
+        Ok((!handlers.is_empty()).then(|| able.collect()))
     }
 
     /// All sandboxes.

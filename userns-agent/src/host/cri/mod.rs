@@ -170,11 +170,11 @@ impl CriWatcher {
 
     fn publish(&self, state: SourceState, detail: String) {
         let health = SourceHealth { state, detail, records: self.table.len(), errors: self.errors };
-        match (self.health.borrow().state, state) {
-            (before, now) if before == now => {}
-            (_, SourceState::Failing) => tracing::warn!("container runtime: {}", health.detail),
-            (_, SourceState::Ok | SourceState::Missing) => {
-                tracing::info!("container runtime: {}", health.detail)
+        if self.health.borrow().state != state {
+            if state == SourceState::Failing {
+                tracing::warn!("container runtime: {}", health.detail);
+            } else {
+                tracing::info!("container runtime: {}", health.detail);
             }
         }
         self.health.send_if_modified(|current| {

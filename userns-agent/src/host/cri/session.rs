@@ -9,7 +9,7 @@ use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at};
 use tonic::Code;
 
 use super::client::{Client, CriError, Version};
-use super::wanted::Wanted;
+use super::wanted::{AFTER_EVENTS, Wanted};
 use super::{CriWatcher, proto};
 use crate::host::SourceState;
 
@@ -21,8 +21,8 @@ pub(super) struct Session<'a> {
     watcher: &'a mut CriWatcher,
     client: Client,
     version: Version,
-    /// Handlers with user namespaces; `None` if the runtime did not say.
-    handlers: Option<Vec<String>>,
+    /// What is said of handlers with user namespaces, once the runtime was asked.
+    handlers: Option<String>,
     events: Option<Events>,
     wanted: Wanted,
     /// Nudges that were lost before the last list.
@@ -105,14 +105,15 @@ impl<'a> Session<'a> {
         let id = event.container_id.clone();
         // an event may come without statuses
         if !table.happened(event) {
-            self.wanted.add(id, now);
+            self.wanted.add(id, 0, now);
         }
     }
 
     async fn nudged(&mut self, id: String) -> Result<(), CriError> {
         let lost = self.watcher.lost.load(Ordering::Relaxed);
         let known = self.watcher.table.knows(&id);
-        if (known || self.wanted.add(id, Instant::now())) && lost == self.lost {
+        let asked = if self.events.is_some() { AFTER_EVENTS } else { 0 };
+        if (known || self.wanted.add(id, asked, Instant::now())) && lost == self.lost {
             return Ok(());
         }
         self.list().await
@@ -152,7 +153,7 @@ impl<'a> Session<'a> {
         self.failure = None;
         if self.handlers.is_none() {
             match self.client.handlers().await {
-                Ok(handlers) => self.handlers = Some(handlers),
+                Ok(handlers) => self.handlers = Some(able(handlers.as_deref())),
                 Err(error) => self.weigh(error)?,
             }
         }
@@ -195,11 +196,7 @@ impl<'a> Session<'a> {
     fn publish(&self) {
         let Version { name, version } = &self.version;
         let mut said = vec![format!("{name} {version}")];
-        match &self.handlers {
-            Some(handlers) if handlers.is_empty() => said.push("no handler with user namespaces".to_owned()),
-            Some(handlers) => said.push(format!("handlers with user namespaces: {}", handlers.join(", "))),
-            None => {}
-        }
+        said.extend(self.handlers.clone());
         if self.events.is_none() {
             let every = humantime::format_duration(self.watcher.times.list);
             said.push(format!(
@@ -217,6 +214,17 @@ impl<'a> Session<'a> {
             SourceState::Ok
         };
         self.watcher.publish(state, said.join("; "));
+    }
+}
+
+/// Says which handlers have user namespaces.
+fn able(handlers: Option<&[String]>) -> String {
+    match handlers {
+        None => {
+            "it does not say which handlers have user namespaces, so kubelet gives none to pods".to_owned()
+        }
+        Some([]) => "no handler with user namespaces".to_owned(),
+        Some(handlers) => format!("handlers with user namespaces: {}", handlers.join(", ")),
     }
 }
 

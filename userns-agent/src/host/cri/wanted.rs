@@ -17,6 +17,8 @@ const DELAYS: [Duration; 6] = [
 ];
 /// Least time between two questions.
 const GAP: Duration = Duration::from_millis(5);
+/// The first questions are spared where an event is likely to come first.
+pub(super) const AFTER_EVENTS: usize = 2;
 /// Containers asked for at a time.
 const MOST: usize = 256;
 
@@ -29,11 +31,11 @@ pub(super) struct Wanted {
 }
 
 impl Wanted {
-    /// Takes note of one; false if there are too many.
-    pub(super) fn add(&mut self, id: String, now: Instant) -> bool {
+    /// Takes note of one, to be asked for as if it had been `asked` so often; false if there are too many.
+    pub(super) fn add(&mut self, id: String, asked: usize, now: Instant) -> bool {
         let room = self.ids.len() < MOST || self.ids.contains_key(&id);
-        if room && let Some(first) = DELAYS.first() {
-            self.ids.entry(id).or_insert((now + *first, 0));
+        if room && let Some(delay) = DELAYS.get(asked) {
+            self.ids.entry(id).or_insert((now + *delay, asked));
         }
         room
     }
@@ -72,7 +74,7 @@ mod tests {
     #[test]
     fn each_is_asked_for_some_times_and_less_and_less_often() {
         let (mut wanted, start) = (Wanted::default(), Instant::now());
-        assert!(wanted.add("a".into(), start) && wanted.add("a".into(), start));
+        assert!(wanted.add("a".into(), 0, start) && wanted.add("a".into(), 2, start));
         let mut times = Vec::new();
         while let Some(due) = wanted.due() {
             assert_eq!(wanted.take(due).as_deref(), Some("a"));
@@ -85,9 +87,9 @@ mod tests {
     fn questions_keep_their_distance_and_are_bounded() {
         let (mut wanted, start) = (Wanted::default(), Instant::now());
         for n in 0..MOST {
-            assert!(wanted.add(format!("{n}"), start));
+            assert!(wanted.add(format!("{n}"), 0, start));
         }
-        assert!(!wanted.add("more".into(), start));
+        assert!(!wanted.add("more".into(), 0, start));
         let first = wanted.due().unwrap();
         wanted.take(first);
         assert_eq!(wanted.due(), Some(first + GAP));

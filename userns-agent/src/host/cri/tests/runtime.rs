@@ -42,6 +42,8 @@ pub(super) struct Node {
     /// Whether it has `runtime.v1`.
     pub(super) speaks: bool,
     pub(super) tells: Tells,
+    /// Handlers, and whether they have user namespaces.
+    pub(super) handlers: Vec<(&'static str, bool)>,
     pub(super) sandboxes: BTreeMap<String, PodSandboxStatus>,
     /// By id, with their sandboxes' ids.
     pub(super) containers: BTreeMap<String, (String, ContainerStatus)>,
@@ -108,6 +110,7 @@ impl Runtime {
             version: "v2.1.9",
             speaks: true,
             tells: Tells::Events,
+            handlers: vec![("", true), ("runc", true), ("kata", false), ("crun", true)],
             sandboxes: BTreeMap::new(),
             containers: BTreeMap::new(),
             hangs: Vec::new(),
@@ -241,13 +244,12 @@ fn version(node: &Node, _: VersionRequest) -> Result<VersionResponse, Status> {
     Ok(VersionResponse { runtime_name: node.name.to_owned(), runtime_version: node.version.to_owned() })
 }
 
-fn status(_: &Node, _: StatusRequest) -> Result<StatusResponse, Status> {
-    let handler = |name: &str, user_namespaces| RuntimeHandler {
-        name: name.to_owned(),
-        features: Some(RuntimeHandlerFeatures { user_namespaces }),
+fn status(node: &Node, _: StatusRequest) -> Result<StatusResponse, Status> {
+    let handler = |(name, user_namespaces): &(&str, bool)| RuntimeHandler {
+        name: (*name).to_owned(),
+        features: Some(RuntimeHandlerFeatures { user_namespaces: *user_namespaces }),
     };
-    let handlers = [("", true), ("runc", true), ("kata", false), ("crun", true)];
-    Ok(StatusResponse { runtime_handlers: handlers.map(|(name, able)| handler(name, able)).into() })
+    Ok(StatusResponse { runtime_handlers: node.handlers.iter().map(handler).collect() })
 }
 
 fn sandboxes(node: &Node, _: ListPodSandboxRequest) -> Result<ListPodSandboxResponse, Status> {
