@@ -223,6 +223,7 @@ async fn a_pods_uid_is_taken_from_where_it_stands() {
     assert_eq!(uids, [pod(2), PodUid::parse(hash).unwrap()]);
     let health = watched.state(SourceState::Ok).await;
     assert!(health.detail.ends_with("; 1 sandboxes are no pods"), "{}", health.detail);
+    runtime.node.lock().unwrap().tell("stranger", CREATED, true);
     watched.is_silent().await;
     assert_eq!(runtime.node.lock().unwrap().calls("ContainerStatus"), 0, "strangers are nobody's");
 }
@@ -411,6 +412,7 @@ async fn a_container_is_asked_for_until_the_runtime_lists_it() {
     let calls = runtime.node.lock().unwrap().all_calls();
     tokio::time::sleep(MOMENT).await;
     assert_eq!(runtime.node.lock().unwrap().all_calls(), calls, "it is known and not asked for again");
+    assert_eq!(watched.state(SourceState::Ok).await.errors, 0, "that there is none yet is no failure");
 }
 
 #[tokio::test]
@@ -418,6 +420,10 @@ async fn more_than_can_be_noted_is_listed() {
     let runtime = Runtime::with(|node| node.tells = Tells::Unimplemented);
     let mut watched = Watched::of(&runtime, times());
     watched.list().await;
+    // the list that follows the first one
+    while runtime.node.lock().unwrap().calls("ListPodSandbox") < 2 {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
     runtime.node.lock().unwrap().add_sandbox(1);
     for n in 0..2 * NUDGES {
         watched.nudge.appeared(&format!("unknown-{n}"));
