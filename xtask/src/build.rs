@@ -40,17 +40,17 @@ pub fn ebpf(
     })
 }
 
-/// Builds the agent around `object` and returns its path.
+/// Builds the agent around `object` and returns its path. A release needs no library of the node that it runs on.
 ///
 /// # Errors
 ///
 /// When the agent does not compile.
 pub fn agent(steps: &mut Steps, workspace: &Workspace, object: &Path, profile: Profile) -> Result<PathBuf> {
     steps.step("build agent", "compiles the user side and embeds the BPF object", || {
-        let mut cargo = workspace.cargo("build");
-        cargo.args(["--package", "userns-agent"]).env(EBPF_OBJECT, object);
+        let mut cargo = workspace.cargo("rustc");
+        cargo.args(["--package", "userns-agent", "--bin", "userns-agent"]).env(EBPF_OBJECT, object);
         if profile == Profile::Release {
-            cargo.arg("--release");
+            cargo.args(["--release", "--", "-C", "target-feature=+crt-static"]);
         }
         process::run(&mut cargo)?;
         let agent = workspace.agent(profile);

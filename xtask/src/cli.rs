@@ -6,7 +6,7 @@ use anyhow::Result;
 use clap::{Args, Parser, Subcommand};
 
 use crate::{
-    bench, build, demo, docs, fuzz, run,
+    bench, build, demo, docs, fuzz, image, run,
     setup::{self, Purpose},
     steps::Steps,
     test, vm,
@@ -39,6 +39,8 @@ enum Command {
         #[arg(last = true, value_name = "AGENT ARGS")]
         args: Vec<OsString>,
     },
+    /// Make an OCI image of the agent, without a container engine
+    Image(image::Options),
     /// Plant problems on this node, in real containers, and show what the agent says of them (as root)
     Demo {
         /// Print each finding's JSON line too
@@ -103,6 +105,7 @@ fn dispatch(command: Command, steps: &mut Steps, workspace: &Workspace) -> Resul
         }
         Command::Build(args) => drop(build::all(steps, workspace, args.profile())?),
         Command::Run { args } => match run::run(steps, workspace, &args)? {},
+        Command::Image(options) => image::image(steps, workspace, &options)?,
         Command::Demo { json } => return demo::demo(steps, workspace, json),
         Command::Test { quick } => return test::test(steps, workspace, quick),
         Command::Vm(options) => return vm::vm(steps, workspace, &options),

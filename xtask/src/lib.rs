@@ -9,7 +9,7 @@
 //! | [`workspace`] | where things are; `cargo` with a clean environment |
 //! | [`setup`] | the tools a build needs: compiler, linker, `core`'s source |
 //! | [`build`] | eBPF object, then the agent that embeds it |
-//! | [`run`], [`bench`](mod@bench), [`docs`], [`fuzz`], [`test`](mod@test), [`vm`] | one command each |
+//! | [`run`], [`bench`](mod@bench), [`docs`], [`fuzz`], [`image`](mod@image), [`test`](mod@test), [`vm`] | one command each |
 //! | [`lab`] | real containers for the node tests |
 //! | [`debian`], [`process`], [`steps`] | shared helpers |
 
@@ -22,6 +22,7 @@ pub mod debian;
 pub mod demo;
 pub mod docs;
 pub mod fuzz;
+pub mod image;
 pub mod lab;
 pub mod process;
 pub mod run;
