@@ -232,11 +232,12 @@ impl App {
 
     /// Takes one batch from a ring; returns whether there may be more.
     fn drain(&mut self, evidence: bool) -> bool {
-        let Self { engine, evidence: first, bulk: second, outputs, decided, .. } = self;
+        let Self { engine, evidence: first, bulk: second, outputs, sources, decided, .. } = self;
         let ring = if evidence { first } else { second };
         let more = ring.drain(BATCH, |bytes| match decode(bytes) {
             Ok(event) => {
                 outputs.saw(&event);
+                sources.saw(&event);
                 engine.handle(Input::Event(event), decided);
             }
             Err(error) => outputs.undecodable(error),

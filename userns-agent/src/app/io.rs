@@ -364,6 +364,7 @@ impl Outputs {
             name,
             up,
             error: (!up).then(|| detail.to_owned()),
+            detail: (up && !health.detail.is_empty()).then(|| detail.to_owned()),
             last_success: up.then(|| self.clock.now()),
         };
         self.metrics.source(&report);

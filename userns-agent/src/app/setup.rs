@@ -1,5 +1,6 @@
 //! From a configuration to a running pipeline.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use tokio::sync::{mpsc, watch};
@@ -8,11 +9,13 @@ use super::io::Outputs;
 use super::proc_sweep::ProcSweep;
 use super::walk::Walker;
 use super::{App, RunError, os};
-use crate::config::Config;
+use crate::cgroup;
+use crate::config::{Config, Socket};
 use crate::core::{Engine, Limits};
-use crate::event::{Fact, Hook, Nanos};
+use crate::event::{Body, Event, Fact, Hook, Nanos, role};
 use crate::host::SourceHealth;
 use crate::host::cgroupfs::CgroupFs;
+use crate::host::cri::{self, CriNudge, CriWatcher};
 use crate::host::kubelet::KubeletWatcher;
 use crate::host::pods_file::{LOOK_INTERVAL, PodsFileWatcher};
 use crate::host::proc::{INITIAL_USERNS, ProcFs};
@@ -49,6 +52,7 @@ pub(super) fn hostname() -> String {
 pub(super) struct Sources {
     facts: mpsc::Receiver<Vec<Fact>>,
     health: Vec<(&'static str, watch::Receiver<SourceHealth>)>,
+    cri: Option<CriNudge>,
 }
 
 impl Sources {
@@ -60,13 +64,20 @@ impl Sources {
         let mut health = vec![("kubelet", health)];
         let to_loop = sender.clone();
         tokio::spawn(async move { while to_loop.send(kubelet.next().await).await.is_ok() {} });
+        let sockets = cri_sockets(config);
+        let cri = (!sockets.is_empty()).then(|| {
+            let (watcher, nudge, of_cri) = CriWatcher::new(sockets, cri::Times::default(), sender.clone());
+            health.push(("cri", of_cri));
+            tokio::spawn(watcher.run());
+            nudge
+        });
         if let Some(path) = &config.pods_file {
             let (mut file, of_file) = PodsFileWatcher::new(path, LOOK_INTERVAL);
             known.extend(file.initial());
             health.push(("pods_file", of_file));
             tokio::spawn(async move { while sender.send(vec![file.next().await]).await.is_ok() {} });
         }
-        (Self { facts, health }, known)
+        (Self { facts, health, cri }, known)
     }
 
     /// The next facts.
@@ -77,10 +88,26 @@ impl Sources {
         }
     }
 
+    /// A record came: sources that could know more of its container are told.
+    pub(super) fn saw(&self, event: &Event) {
+        if let Some(cri) = &self.cri
+            && let Some(id) = new_container(event)
+        {
+            cri.appeared(&id);
+        }
+    }
+
     /// How each is doing.
     pub(super) fn health(&self) -> Vec<(&'static str, SourceHealth)> {
         self.health.iter().map(|(name, health)| (*name, health.borrow().clone())).collect()
     }
+}
+
+/// The id of a container whose cgroup was made.
+fn new_container(event: &Event) -> Option<String> {
+    let Body::CgroupMkdir(cgroup) = &event.body else { return None };
+    let parsed = cgroup::parse(cgroup.path.as_str()).filter(|_| cgroup.role == role::CONTAINER)?;
+    parsed.container.map(|name| name.id)
 }
 
 /// Checks what can be checked, then does the start-up in its order.
@@ -155,9 +182,18 @@ fn limits(config: &Config) -> Limits {
     }
 }
 
+/// Where a container runtime may answer.
+fn cri_sockets(config: &Config) -> Vec<PathBuf> {
+    match &config.cri_socket {
+        Socket::Auto => cri::sockets(&config.host_root),
+        Socket::Off => Vec::new(),
+        Socket::Path(path) => vec![path.clone()],
+    }
+}
+
 /// Whether any source could tell the names of pods.
 fn tells_names(config: &Config) -> bool {
-    config.pods_file.is_some()
+    config.pods_file.is_some() || cri_sockets(config).iter().any(|path| path.exists())
 }
 
 fn check_user_namespace(proc: &ProcFs) -> Result<(), RunError> {
@@ -215,4 +251,35 @@ fn start_debug_log(loaded: &mut load::Loaded) -> Result<(), RunError> {
         }
     });
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::event::Cgroup;
+
+    #[test]
+    fn the_runtime_is_asked_for_containers_whose_cgroup_is_made() {
+        let pod = "/kubepods/burstable/pod0f4b5b7e-6f1d-4f3e-9d5c-2f1f4f1a7c11";
+        let id = "5".repeat(64);
+        let cgroup = |role, path: &str| Cgroup { role, path: path.into(), ..Cgroup::default() };
+        let container = cgroup(role::CONTAINER, &format!("{pod}/cri-containerd-{id}.scope"));
+        let of = |body| new_container(&Event { time: Nanos(0), hook: Hook::CgroupMkdir, reasons: 0, body });
+        assert_eq!(of(Body::CgroupMkdir(container.clone())), Some(id));
+        assert_eq!(of(Body::CgroupMkdir(cgroup(role::POD, pod))), None);
+        assert_eq!(of(Body::CgroupRmdir(container)), None);
+    }
+
+    #[test]
+    fn names_are_waited_for_where_a_runtime_may_answer() {
+        let host = tempfile::tempdir().unwrap();
+        let with = |cri_socket| Config { host_root: host.path().into(), cri_socket, ..Config::default() };
+        assert!(!tells_names(&with(Socket::Auto)) && !tells_names(&with(Socket::Path("/none.sock".into()))));
+        let socket = host.path().join("run/crio/crio.sock");
+        std::fs::create_dir_all(socket.parent().unwrap()).unwrap();
+        std::fs::write(&socket, "").unwrap();
+        assert!(tells_names(&with(Socket::Auto)) && tells_names(&with(Socket::Path(socket.clone()))));
+        assert!(!tells_names(&with(Socket::Off)) && cri_sockets(&with(Socket::Off)).is_empty());
+        assert!(cri_sockets(&with(Socket::Auto)).contains(&socket));
+    }
 }

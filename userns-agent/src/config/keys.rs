@@ -51,6 +51,14 @@ pub static KEYS: &[Key] = &[
         slot: Slot::File(|config| &mut config.pods_file),
     },
     Key {
+        name: "cri_socket",
+        help: "Socket of the container runtime's CRI (containerd, CRI-O), which tells pods, containers, images and the \
+               user namespaces that kubelet asked for; `auto` looks below host_root where runtimes have theirs. Who \
+               may write to it can do anything on the host; the agent only asks",
+        ps: false,
+        slot: Slot::Socket(|config| &mut config.cri_socket),
+    },
+    Key {
         name: "proc_root",
         help: "Where procfs is mounted, of the host's pid namespace",
         ps: true,

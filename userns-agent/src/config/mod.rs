@@ -56,6 +56,8 @@ pub struct Config {
     pub host_root: PathBuf,
     /// File of Pod objects.
     pub pods_file: Option<PathBuf>,
+    /// Socket of the container runtime.
+    pub cri_socket: Socket,
     /// Address of the HTTP endpoint.
     pub listen: SocketAddr,
     /// How long a runtime may take from entering a container's cgroup to leaving the host's user namespace.
@@ -98,6 +100,7 @@ impl Default for Config {
             cgroup_root: None,
             host_root: "/proc/1/root".into(),
             pods_file: None,
+            cri_socket: Socket::Auto,
             listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 9477)),
             entry_grace: Duration::from_secs(2),
             enrich_wait: Duration::from_millis(300),
@@ -116,6 +119,17 @@ impl Default for Config {
             probe_mechanism: None,
         }
     }
+}
+
+/// Where to connect.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Socket {
+    /// Where something is found to connect to.
+    Auto,
+    /// Nowhere.
+    Off,
+    /// To this socket.
+    Path(PathBuf),
 }
 
 /// What goes to standard output.

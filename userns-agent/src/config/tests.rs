@@ -44,6 +44,7 @@ fn a_full_file_is_read() {
     let text = "
 kubelet_root: /k
 pods_file: pods.yaml
+cri_socket: off
 proc_root: /p
 cgroup_root: /c
 host_root: /h
@@ -67,6 +68,7 @@ probe_mechanism: fexit
     let config = from_file(text).unwrap().config;
     assert_eq!((config.container_budget, config.probe_mechanism), (7, Some(Mechanism::FExit)));
     assert_eq!((config.cgroup_root, config.state_dir), (Some("/c".into()), None));
+    assert_eq!(config.cri_socket, Socket::Off);
     assert_eq!(config.runtime_paths, [PathBuf::from("/a"), "/b c".into()]);
     assert_eq!((config.output, config.log_level), (Output::Live, LogLevel::Trace));
     assert_eq!((config.output_file_max_bytes, config.output_file_keep), (1 << 20, 0));
@@ -164,9 +166,13 @@ fn alias_bombs_are_refused_quickly() {
 
 #[test]
 fn the_printed_configuration_reads_back() {
-    let overrides = [flag("pods_file", "/a: b # \"c\".yaml"), flag("output_file_max_bytes", "1048577")];
-    let loaded = parse(None, &overrides).unwrap();
-    assert_eq!(from_file(&loaded.show()).unwrap().config, loaded.config);
+    for socket in ["off", "auto", "/run/a b.sock"] {
+        let mut overrides =
+            vec![flag("pods_file", "/a: b # \"c\".yaml"), flag("output_file_max_bytes", "1048577")];
+        overrides.push(flag("cri_socket", socket));
+        let loaded = parse(None, &overrides).unwrap();
+        assert_eq!(from_file(&loaded.show()).unwrap().config, loaded.config);
+    }
     assert_eq!(from_file(&Loaded::default().show()).unwrap().config, Config::default());
 }
 

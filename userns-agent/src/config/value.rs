@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use super::{Config, LogLevel, Output};
+use super::{Config, LogLevel, Output, Socket};
 use crate::kernel::plan::Mechanism;
 
 /// A value before it is checked.
@@ -45,6 +45,8 @@ pub enum Slot {
     OptionalDirectory(Field<Option<PathBuf>>),
     /// An absolute path of a file, or `none`.
     OptionalFile(Field<Option<PathBuf>>),
+    /// An absolute path, `auto` or `off`.
+    Socket(Field<Socket>),
     /// A path; absent if not given.
     File(Field<Option<PathBuf>>),
     /// An IP address and port.
@@ -99,6 +101,7 @@ impl Slot {
             Self::OptionalDirectory(field) | Self::OptionalFile(field) => {
                 store(field(config), raw.directory_or("none"))
             }
+            Self::Socket(field) => store(field(config), raw.socket()),
             Self::File(field) => store(field(config), raw.file()),
             Self::Address(field) => store(field(config), raw.text().and_then(|text| text.parse().ok())),
             Self::Time(field, range) => store(field(config), within(range, raw.time())),
@@ -140,6 +143,7 @@ impl Slot {
             Self::Directory(_) => "an absolute path".to_owned(),
             Self::AutoDirectory(_) => "`auto` or an absolute path".to_owned(),
             Self::OptionalDirectory(_) | Self::OptionalFile(_) => "`none` or an absolute path".to_owned(),
+            Self::Socket(_) => "`auto`, `off` or an absolute path".to_owned(),
             Self::File(_) => "a path".to_owned(),
             Self::Address(_) => "an IP address and port, such as 127.0.0.1:9477 or [::]:9477".to_owned(),
             Self::Time(_, range) => {
@@ -163,6 +167,7 @@ impl Slot {
     pub fn value_name(&self) -> &'static str {
         match self {
             Self::Directory(_) | Self::AutoDirectory(_) | Self::OptionalDirectory(_) => "DIR",
+            Self::Socket(_) => "SOCKET",
             Self::OptionalFile(_) | Self::File(_) => "FILE",
             Self::Address(_) => "ADDRESS",
             Self::Time(..) => "TIME",
@@ -188,6 +193,11 @@ impl Slot {
             Self::OptionalDirectory(field) | Self::OptionalFile(field) => {
                 field(config).as_ref().map_or_else(|| "none".to_owned(), |path| quote(path.display()))
             }
+            Self::Socket(field) => match field(config) {
+                Socket::Auto => "auto".to_owned(),
+                Socket::Off => "off".to_owned(),
+                Socket::Path(path) => quote(path.display()),
+            },
             Self::File(field) => {
                 field(config).as_ref().map_or_else(|| "null".to_owned(), |path| quote(path.display()))
             }
@@ -238,6 +248,14 @@ impl Raw<'_> {
         match self {
             Self::Tree(Value::Null) => Some(None),
             Self::Tree(_) | Self::Text(_) => self.text().and_then(path).map(Some),
+        }
+    }
+
+    fn socket(&self) -> Option<Socket> {
+        match self.text()? {
+            "auto" => Some(Socket::Auto),
+            "off" => Some(Socket::Off),
+            text => absolute(text).map(Socket::Path),
         }
     }
 

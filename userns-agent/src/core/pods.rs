@@ -18,6 +18,17 @@ pub enum Promise {
     Unknown,
 }
 
+/// Who says that there is to be a user namespace.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PromisedBy {
+    /// Kubelet's record.
+    Record,
+    /// `spec.hostUsers: false`, by the Pod object of this source.
+    Spec(PodSource),
+    /// What kubelet asked the container runtime for.
+    Request,
+}
+
 /// What one source says of a pod.
 #[derive(Clone, Debug)]
 struct Said {
@@ -46,13 +57,29 @@ impl Pod {
     /// component that ignores `hostUsers: false` is what is to be found.
     #[must_use]
     pub fn promise(&self) -> Promise {
-        let declared = self.declared().map(|spec| spec.host_users != Some(false));
-        let asked = self.sandbox().map(|sandbox| sandbox.userns_mode);
-        match (&self.record, declared, asked) {
-            (Some(_), ..) | (_, Some(false), _) | (.., Some(UsernsMode::Pod)) => Promise::UserNamespace,
-            (_, Some(true), _) | (.., Some(UsernsMode::Node)) => Promise::HostUsers,
-            (_, None, Some(UsernsMode::Unknown) | None) => Promise::Unknown,
+        if self.promised_by().is_some() {
+            return Promise::UserNamespace;
         }
+        match (self.declared(), self.asked()) {
+            (Some(_), _) | (None, UsernsMode::Node) => Promise::HostUsers,
+            (None, UsernsMode::Unknown | UsernsMode::Pod) => Promise::Unknown,
+        }
+    }
+
+    /// Who promised it a user namespace, the most telling first.
+    #[must_use]
+    pub fn promised_by(&self) -> Option<PromisedBy> {
+        if self.record.is_some() {
+            return Some(PromisedBy::Record);
+        }
+        match self.object() {
+            Some((source, spec)) if spec.host_users == Some(false) => Some(PromisedBy::Spec(source)),
+            _ => (self.asked() == UsernsMode::Pod).then_some(PromisedBy::Request),
+        }
+    }
+
+    fn asked(&self) -> UsernsMode {
+        self.sandbox().map_or(UsernsMode::Unknown, |sandbox| sandbox.userns_mode)
     }
 
     /// The description by the best source, with its name. A source that has the pod wins over one that had it.
@@ -71,8 +98,13 @@ impl Pod {
     /// The Pod object, by the best source that has one.
     #[must_use]
     pub fn declared(&self) -> Option<&PodSpec> {
+        self.object().map(|(_, spec)| spec)
+    }
+
+    fn object(&self) -> Option<(PodSource, &PodSpec)> {
         let objects = self.said.iter().filter(|(source, _)| **source != PodSource::Cri);
-        objects.min_by_key(|(source, said)| (said.gone.is_some(), **source)).map(|(_, said)| &said.spec)
+        let best = objects.min_by_key(|(source, said)| (said.gone.is_some(), **source));
+        best.map(|(source, said)| (*source, &said.spec))
     }
 
     /// Sources that describe it, the best first.
@@ -94,6 +126,13 @@ impl Pod {
         let ids = objects.chain(sandboxes).filter_map(|container| container.id.as_deref());
         let ids: BTreeSet<&str> = ids.chain(self.sandboxes.keys().map(String::as_str)).collect();
         ids.into_iter().filter_map(|id| self.container(id)).collect()
+    }
+
+    /// The sandbox that this container, which may be its own, is of.
+    #[must_use]
+    pub fn sandbox_of(&self, container: &str) -> Option<&Sandbox> {
+        let own = self.sandboxes.get(container);
+        own.or_else(|| self.sandboxes.values().find(|sandbox| sandbox.pod.container(container).is_some()))
     }
 
     /// The container with this id, by the first source that knows it.

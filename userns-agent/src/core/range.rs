@@ -5,7 +5,7 @@
 //! (KEP-127; pkg/kubelet/userns/userns_manager.go). Anything else breaks what the pod was promised.
 
 use super::finding::extents;
-use crate::event::{Extent, IdMap, KubeletRecord};
+use crate::event::{Extent, IdMap, KubeletRecord, Sandbox};
 
 /// Ids below this belong to the host's own users; kubelet never hands them out.
 pub const FIRST_POD_ID: u32 = 65_536;
@@ -29,6 +29,15 @@ pub enum Problem {
         kind: &'static str,
         /// What kubelet recorded.
         recorded: Vec<Extent>,
+        /// What the kernel has.
+        actual: Vec<Extent>,
+    },
+    /// The kernel's map is not what kubelet asked the runtime for, though nothing says so of kubelet's record.
+    DiffersFromRequest {
+        /// "user" or "group".
+        kind: &'static str,
+        /// What kubelet asked for.
+        requested: Vec<Extent>,
         /// What the kernel has.
         actual: Vec<Extent>,
     },
@@ -68,21 +77,36 @@ fn ends_past_u32(extent: &Extent) -> bool {
     u64::from(extent.lower_first) + u64::from(extent.count) > u64::from(u32::MAX)
 }
 
-/// Everything wrong with a pod's namespace, worst first. Maps that are still empty say nothing.
+/// Everything wrong with a pod's namespace, worst first. Maps that are still empty say nothing, and neither does a
+/// request without mappings: the runtime may choose then.
 #[must_use]
-pub fn problems(uid_map: &IdMap, gid_map: &IdMap, record: Option<&KubeletRecord>) -> Vec<Problem> {
+pub fn problems(
+    uid_map: &IdMap,
+    gid_map: &IdMap,
+    record: Option<&KubeletRecord>,
+    request: Option<&Sandbox>,
+) -> Vec<Problem> {
     let mut found: Vec<Problem> = [uid_map, gid_map].into_iter().filter_map(check_map).collect();
-    if let Some(record) = record {
-        found.extend(differs("user", &record.uid_mappings, uid_map));
-        found.extend(differs("group", &record.gid_mappings, gid_map));
-        found.extend(check_record(record));
+    let recorded = record.map(|record| [&record.uid_mappings, &record.gid_mappings]);
+    let requested = request.map(|sandbox| [&sandbox.uid_mappings, &sandbox.gid_mappings]);
+    for (at, (kind, map)) in [("user", uid_map), ("group", gid_map)].into_iter().enumerate() {
+        let differs_from = |lists: Option<[&Vec<Extent>; 2]>| differs(lists?.get(at)?, map);
+        if let Some((recorded, actual)) = differs_from(recorded) {
+            found.push(Problem::DiffersFromRecord { kind, recorded, actual });
+        } else if let Some((requested, actual)) =
+            differs_from(requested).filter(|(asked, _)| !asked.is_empty())
+        {
+            found.push(Problem::DiffersFromRequest { kind, requested, actual });
+        }
     }
+    found.extend(record.and_then(check_record));
     found.sort();
     found.dedup();
     found
 }
 
-fn differs(kind: &'static str, recorded: &[Extent], map: &IdMap) -> Option<Problem> {
+/// What was promised and what the kernel has, if they differ.
+fn differs(promised: &[Extent], map: &IdMap) -> Option<(Vec<Extent>, Vec<Extent>)> {
     if map.nr_extents == 0 {
         return None;
     }
@@ -92,8 +116,8 @@ fn differs(kind: &'static str, recorded: &[Extent], map: &IdMap) -> Option<Probl
         list.sort_by_key(|extent| extent.first);
         list
     };
-    let (recorded, actual) = (sorted(recorded), sorted(actual));
-    (recorded != actual).then_some(Problem::DiffersFromRecord { kind, recorded, actual })
+    let (promised, actual) = (sorted(promised), sorted(actual));
+    (promised != actual).then_some((promised, actual))
 }
 
 /// The first host ids that two maps share, as (first, last); `None` if they are disjoint.
@@ -144,7 +168,7 @@ mod tests {
     fn kubelets_own_ranges_are_fine() {
         for first in [65_536, 3_841_261_568, 4_294_836_224] {
             let map = map(&[(0, first, 65_536)]);
-            assert_eq!(problems(&map, &map, Some(&record(&[(0, first, 65_536)]))), [], "{first}");
+            assert_eq!(problems(&map, &map, Some(&record(&[(0, first, 65_536)])), None), [], "{first}");
         }
     }
 
@@ -159,11 +183,33 @@ mod tests {
     #[test]
     fn differences_from_the_record_are_found() {
         let actual = map(&[(0, 131_072, 65_536)]);
-        let found = problems(&actual, &actual, Some(&record(&[(0, 196_608, 65_536)])));
+        let found = problems(&actual, &actual, Some(&record(&[(0, 196_608, 65_536)])), None);
         assert_eq!(found.len(), 2);
         assert!(
-            problems(&IdMap::default(), &IdMap::default(), Some(&record(&[(0, 196_608, 65_536)]))).is_empty()
+            problems(&IdMap::default(), &IdMap::default(), Some(&record(&[(0, 196_608, 65_536)])), None)
+                .is_empty()
         );
+    }
+
+    #[test]
+    fn a_request_is_asked_about_where_the_record_says_nothing() {
+        let (actual, other) = (map(&[(0, 131_072, 65_536)]), [(0, 196_608, 65_536)]);
+        let request = |list: &[(u32, u32, u32)]| {
+            let KubeletRecord { uid_mappings, gid_mappings } = record(list);
+            Sandbox { uid_mappings, gid_mappings, ..Sandbox::default() }
+        };
+        let found = |recorded: Option<&[(u32, u32, u32)]>, asked: &[(u32, u32, u32)]| {
+            problems(&actual, &actual, recorded.map(record).as_ref(), Some(&request(asked)))
+        };
+        let of_request = |problem: &Problem| matches!(problem, Problem::DiffersFromRequest { .. });
+        let same = [(0, 131_072, 65_536)];
+        for recorded in [None, Some(&same[..])] {
+            assert_eq!((found(recorded, &same), found(recorded, &[])), (vec![], vec![]));
+            let found = found(recorded, &other);
+            assert!(found.len() == 2 && found.iter().all(of_request), "{found:?}");
+        }
+        let found = found(Some(&other), &other);
+        assert!(found.len() == 2 && !found.iter().any(of_request), "it is said once: {found:?}");
     }
 
     #[test]

@@ -4,6 +4,7 @@
 //! leaves as [`crate::event::Fact`]s.
 
 pub mod cgroupfs;
+pub mod cri;
 pub mod kubelet;
 pub mod pods_file;
 pub mod proc;

@@ -160,6 +160,8 @@ pub struct SourceReport {
     pub up: bool,
     /// Why not.
     pub error: Option<String>,
+    /// What else is worth knowing of it while it is up, such as which runtime it is.
+    pub detail: Option<String>,
     /// When it last went well.
     pub last_success: Option<Nanos>,
 }

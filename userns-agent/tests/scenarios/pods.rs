@@ -2,15 +2,16 @@
 
 use std::time::Duration;
 
-use userns_agent::core::finding::{Finding, Status};
+use userns_agent::core::finding::{Finding, Severity, Status};
 use userns_agent::core::rules::RuleId;
 use userns_agent::core::{Output, Promise};
 use userns_agent::event::{
-    ContainerKind, ContainerSpec, Fact, Hook, PodSource, PodSpec, Sandbox, UsernsMode, origin, reason,
+    ContainerKind, ContainerSpec, Fact, Hook, KubeletRecord, PodSource, PodSpec, Sandbox, UsernsMode, origin,
+    reason,
 };
 
 use super::BASE;
-use super::world::{Actor, MS, SEALED, SECOND, SLEEP, World, uid};
+use super::world::{Actor, MS, SEALED, SECOND, SLEEP, World, record, uid};
 
 fn spec(n: u32, host_users: Option<bool>) -> PodSpec {
     let (namespace, name) = ("shop".to_owned(), format!("web-{n}"));
@@ -249,6 +250,100 @@ fn more_pods_than_the_table_holds_are_counted_and_those_in_use_stay() {
     }
     world.execs(container, &Actor::host(80, SLEEP, "sh").entering(origin::ATTACHED).working());
     assert_eq!(names(world.only(RuleId::I3)).0, Some("web-0"));
+}
+
+/// A sandbox for which kubelet asked for a range.
+fn asked(n: u32, base: u32) -> Sandbox {
+    let KubeletRecord { uid_mappings, gid_mappings } = record(base);
+    Sandbox { uid_mappings, gid_mappings, ..sandbox(n, &format!("sandbox-{n}"), UsernsMode::Pod) }
+}
+
+/// As [`asked`], with a container.
+fn asked_for(n: u32, base: u32, container: u64) -> Sandbox {
+    let sandbox = asked(n, base);
+    Sandbox { pod: with_container(sandbox.pod, container), ..sandbox }
+}
+
+fn from_cri(sandbox: Sandbox) -> Fact {
+    Fact::Sandbox(Box::new(sandbox))
+}
+
+#[test]
+fn i3_fires_and_names_who_promised() {
+    let said = |source| Fact::Pod(source, Box::new(spec(1, Some(false))));
+    let asked = from_cri(asked(1, BASE));
+    let record = Fact::KubeletRecord { uid: uid(1), record: Some(record(BASE)) };
+    for (facts, expected) in [
+        (vec![asked.clone()], "kubelet asked the runtime for a user namespace"),
+        (vec![said(PodSource::PodsFile), asked.clone()], "by the pods file, says hostUsers: false"),
+        (vec![said(PodSource::PodsFile), said(PodSource::KubeletApi)], "by kubelet, says hostUsers: false"),
+        (vec![said(PodSource::Api), said(PodSource::PodsFile)], "by the API server, says hostUsers: false"),
+        (vec![asked, said(PodSource::Api), record], "kubelet recorded a user namespace"),
+    ] {
+        let mut world = World::new();
+        facts.into_iter().for_each(|fact| world.fact(fact));
+        let container = world.container(1);
+        world.execs(container, &Actor::host(50, SLEEP, "sh").entering(origin::ATTACHED).working());
+        assert!(world.only(RuleId::I3).why.contains(expected), "{}", world.only(RuleId::I3).why);
+    }
+}
+
+#[test]
+fn i3_silent_where_kubelet_asked_for_the_hosts_namespace_or_for_nothing() {
+    for userns_mode in [UsernsMode::Node, UsernsMode::Unknown] {
+        let mut world = World::new();
+        world.fact(from_cri(Sandbox { userns_mode, ..asked(1, BASE) }));
+        let container = world.container(1);
+        world.execs(container, &Actor::host(50, SLEEP, "sh").entering(origin::ATTACHED).working());
+        world.pass(5 * SECOND);
+        world.silent();
+    }
+}
+
+#[test]
+fn i7_fires_when_the_map_is_not_what_kubelet_asked_for() {
+    for recorded in [false, true] {
+        let mut world = World::new();
+        if recorded {
+            world.recorded(1, BASE);
+        }
+        let container = world.honest_start(1, 50, 7, BASE);
+        world.silent();
+        world.fact(from_cri(asked_for(1, 131_072, container)));
+        let finding = world.only(RuleId::I7);
+        assert_eq!(finding.severity, Severity::High);
+        assert!(finding.why.contains("that kubelet asked the runtime for"), "{}", finding.why);
+        world.fact(from_cri(asked_for(1, 196_608, container)));
+        world.only(RuleId::I7);
+    }
+}
+
+#[test]
+fn i7_fires_once_where_neither_record_nor_request_is_the_map() {
+    let mut world = World::new();
+    world.recorded(1, 131_072);
+    let container = world.honest_start(1, 50, 7, BASE);
+    world.fact(from_cri(asked_for(1, 131_072, container)));
+    let why = &world.only(RuleId::I7).why;
+    assert!(why.contains("kubelet's record") && !why.contains("asked the runtime"), "{why}");
+}
+
+#[test]
+fn i7_silent_for_what_kubelet_asked_for_and_for_other_sandboxes() {
+    let mut world = World::new();
+    let container = world.honest_start(1, 50, 7, BASE);
+    world.fact(from_cri(asked_for(1, BASE, container)));
+    // a sandbox that took the place of one whose container is still there, and one that asks for nothing of its own
+    let newer = Sandbox { id: "newer".into(), created_at: 2, ..asked(1, 131_072) };
+    world.fact(from_cri(newer));
+    let container = world.honest_start(2, 60, 8, BASE + 65_536);
+    let of_node = Sandbox { userns_mode: UsernsMode::Node, ..asked_for(2, 131_072, container) };
+    world.fact(from_cri(of_node));
+    let container = world.honest_start(3, 70, 9, BASE + 131_072);
+    let left_open = asked_for(3, 131_072, container);
+    world.fact(from_cri(Sandbox { uid_mappings: vec![], gid_mappings: vec![], ..left_open }));
+    world.pass(5 * SECOND);
+    world.silent();
 }
 
 /// A node with 500 pods on which 50 start and 50 go each second, for as many seconds; returns table sizes each second.

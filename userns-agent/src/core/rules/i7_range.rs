@@ -6,7 +6,7 @@ use crate::core::finding::{Confidence, Severity};
 use crate::core::open::{Detection, Scope};
 use crate::core::range::{self, Problem, show, show_all};
 use crate::core::state::Container;
-use crate::event::{PodUid, UserNs};
+use crate::event::{PodUid, UserNs, UsernsMode};
 
 pub(super) const RULE: Rule = Rule {
     id: "I7",
@@ -16,9 +16,10 @@ pub(super) const RULE: Rule = Rule {
     technique: ("T1611", "Escape to Host"),
     tactic: ("TA0004", "Privilege Escalation"),
     proves: "The ids that a pod's user namespace maps are not a range of its own: they include host id 0 or other ids \
-             below 65536, overlap another pod's, or differ from what kubelet recorded.",
+             below 65536, overlap another pod's, or differ from what kubelet recorded, or asked the container runtime for.",
     evidence: "`uid_map` and `gid_map` of the pod's user namespace as the kernel holds them when the first program runs, \
-               kubelet's record, and the maps of all other pods on the node.",
+               kubelet's record, the mappings of the pod's sandbox in the CRI, and the maps of all other pods on the \
+               node.",
     exceptions: "CRI-O can give pods maps of its own by annotation or node-wide setting: no record exists then and \
                  nothing is compared with it. Changing `idsPerPod` leaves running pods with their old, still disjoint \
                  ranges.",
@@ -29,7 +30,8 @@ pub(super) const RULE: Rule = Rule {
 
 pub(super) fn on_container(container: &Container, context: &Context<'_>) -> Vec<Detection> {
     let (Some((uid, pod)), Some(ns)) = (context.pod, &container.userns) else { return Vec::new() };
-    let problems = range::problems(&ns.uid_map, &ns.gid_map, pod.record.as_ref());
+    let request = pod.sandbox_of(&container.id).filter(|sandbox| sandbox.userns_mode == UsernsMode::Pod);
+    let problems = range::problems(&ns.uid_map, &ns.gid_map, pod.record.as_ref(), request);
     let own = unsafe_range(uid, container, &problems, context);
     own.into_iter().chain(overlaps(uid, ns, container, context)).collect()
 }
@@ -49,7 +51,9 @@ fn unsafe_range(
 fn severity(problem: &Problem) -> Severity {
     match problem {
         Problem::HostRoot { .. } | Problem::HostIds { .. } => Severity::Critical,
-        Problem::DiffersFromRecord { .. } | Problem::UnsafeRecord { .. } => Severity::High,
+        Problem::DiffersFromRecord { .. }
+        | Problem::DiffersFromRequest { .. }
+        | Problem::UnsafeRecord { .. } => Severity::High,
     }
 }
 
@@ -67,6 +71,11 @@ fn sentence(problem: &Problem) -> String {
             "the kernel's {kind} id map {} is not kubelet's record {}",
             show_all(actual),
             show_all(recorded)
+        ),
+        Problem::DiffersFromRequest { kind, requested, actual } => format!(
+            "the kernel's {kind} id map {} is not the {} that kubelet asked the runtime for",
+            show_all(actual),
+            show_all(requested)
         ),
         Problem::UnsafeRecord { extent } => {
             format!("kubelet recorded ids that are no pod's: {}", show(extent))

@@ -288,7 +288,7 @@ fn problem(pod: &Pod, namespace: &Namespace) -> Option<Problem> {
     let nested =
         within(&namespace.uid_map, &record.uid_mappings) && within(&namespace.gid_map, &record.gid_mappings);
     let differs = |problem: &Problem| matches!(problem, Problem::DiffersFromRecord { .. });
-    range::problems(&uid_map, &gid_map, Some(record))
+    range::problems(&uid_map, &gid_map, Some(record), None)
         .into_iter()
         .find(|problem| !(nested && differs(problem)))
 }
@@ -316,6 +316,11 @@ fn say(problem: &Problem) -> String {
             "its map of {kind} ids is {}, but kubelet recorded {}",
             show_all(actual),
             show_all(recorded)
+        ),
+        Problem::DiffersFromRequest { kind, requested, actual } => format!(
+            "its map of {kind} ids is {}, but kubelet asked the runtime for {}",
+            show_all(actual),
+            show_all(requested)
         ),
         Problem::UnsafeRecord { extent } => {
             format!("kubelet recorded {} for its pod, which is no pod's range", range::show(extent))

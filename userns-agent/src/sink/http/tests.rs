@@ -170,12 +170,16 @@ fn status_tells_everything() {
             reason: Some("tracefs is not readable".to_owned()),
             without: "setns is not explained",
         }];
-        status.sources = vec![SourceReport {
+        let broken = SourceReport {
             name: "pods_file",
             up: false,
             error: Some("line 1: \u{1b}".to_owned()),
+            detail: None,
             last_success: Some(Nanos(0)),
-        }];
+        };
+        let runtime = Some("containerd 2.1.9".to_owned());
+        status.sources =
+            vec![broken, SourceReport { name: "cri", up: true, detail: runtime, ..SourceReport::default() }];
         status.tables = vec![TableReport { name: "containers", used: 3, capacity: 8192 }];
     });
     running.metrics.decode_error("truncated");
@@ -191,6 +195,8 @@ fn status_tells_everything() {
         ("/event_loop/alive", true.into()),
         ("/probes/0/reason", "tracefs is not readable".into()),
         ("/sources/0/error", "line 1: \u{1b}".into()),
+        ("/sources/0/detail", Value::Null),
+        ("/sources/1/detail", "containerd 2.1.9".into()),
         ("/losses/0/metric", "userns_decode_errors_total".into()),
         ("/losses/0/labels/reason", "truncated".into()),
         ("/losses/0/count", 1.into()),

@@ -35,6 +35,7 @@ struct Source<'a> {
     name: &'static str,
     up: bool,
     error: Option<&'a str>,
+    detail: Option<&'a str>,
     last_success: Option<String>,
 }
 
@@ -81,6 +82,7 @@ impl<'a> Source<'a> {
             name: source.name,
             up: source.up,
             error: source.error.as_deref(),
+            detail: source.detail.as_deref(),
             last_success: source.last_success.map(|time| clock.rfc3339(time)),
         }
     }
