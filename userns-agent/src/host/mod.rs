@@ -3,11 +3,18 @@
 //! Every root directory is injected. Nothing here knows the eBPF side, the core or the outputs; what is learnt
 //! leaves as [`crate::event::Fact`]s.
 
+pub mod api;
 pub mod cgroupfs;
+mod https;
 pub mod kubelet;
+pub mod kubelet_api;
+mod outage;
+mod pod_object;
 pub mod pods_file;
 pub mod proc;
 pub mod runtimes;
+
+pub use https::Patience;
 
 /// How a source of facts is doing.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
