@@ -48,17 +48,15 @@ enum PollError {
 }
 
 fn advice(error: &RequestError) -> &'static str {
-    match error {
-        RequestError::Refused { refusal, .. } if refusal.code == 401 => {
-            ": kubelet does not take the token; it must run with authentication.webhook.enabled"
-        }
-        RequestError::Refused { refusal, .. } if refusal.code == 403 => {
+    if let RequestError::Certificate { .. } = error {
+        return ": set kubelet_ca to the authorities of kubelet's serving certificate, and have it signed \
+                (serverTLSBootstrap) for the node's name";
+    }
+    match error.refusal().map(|refusal| refusal.code) {
+        Some(401) => ": kubelet does not take the token; it must run with authentication.webhook.enabled",
+        Some(403) => {
             ": bind a ClusterRole with the verb get on nodes/pods to the agent's service account (kubelet 1.33 or \
              newer); do not grant nodes/proxy, which allows running programs in every pod of the node"
-        }
-        RequestError::Certificate { .. } => {
-            ": set kubelet_ca to the authorities of kubelet's serving certificate, and have it signed \
-             (serverTLSBootstrap) for the node's name"
         }
         _ => "",
     }

@@ -1,4 +1,5 @@
-//! What is read from the host, besides the kernel's hooks: procfs, cgroupfs, kubelet's records, the pods file.
+//! What is read from the host, besides the kernel's hooks: procfs, cgroupfs, kubelet's records, the pods file,
+//! the API server, kubelet's `/pods`.
 //!
 //! Every root directory is injected. Nothing here knows the eBPF side, the core or the outputs; what is learnt
 //! leaves as [`crate::event::Fact`]s.

@@ -48,11 +48,17 @@ pub(crate) fn learn(known: &mut Known, source: PodSource, fact: Fact) {
         let change = spec.labels.get("change").cloned().unwrap_or_default();
         (spec.uid.to_string(), (spec.name.clone(), change))
     };
-    match fact {
-        Fact::Pods(from, specs) if from == source => *known = specs.iter().map(row).collect(),
-        Fact::Pod(from, spec) if from == source => known.extend([row(&spec)]),
-        Fact::PodGone(from, uid) if from == source => drop(known.remove(uid.as_str())),
-        other => panic!("{other:?}"),
+    if let Fact::Pods(from, specs) = fact {
+        assert_eq!(from, source);
+        *known = specs.iter().map(row).collect();
+    } else if let Fact::Pod(from, spec) = fact {
+        assert_eq!(from, source);
+        known.extend([row(&spec)]);
+    } else if let Fact::PodGone(from, uid) = fact {
+        assert_eq!(from, source);
+        known.remove(uid.as_str());
+    } else {
+        panic!("{fact:?}");
     }
 }
 

@@ -1,4 +1,5 @@
 //! Pods from the API server and from kubelet's `/pods`, against a server that fails in every way real ones do.
+#![expect(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 
 #[expect(unreachable_pub, reason = "public in xtask, whose file it is")]
 #[path = "../../../xtask/src/lab/apiserver/mod.rs"]

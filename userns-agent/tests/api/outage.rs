@@ -33,7 +33,7 @@ async fn a_finding_made_during_an_outage_is_amended_afterwards() {
         bench.tell(&mut |fact: Fact| world.fact(fact)).await;
     }
     let amended = world.findings.last().unwrap();
-    assert_eq!((amended.id.clone(), amended.status), (made.id.clone(), Status::Amended));
+    assert_eq!((amended.id, amended.status), (made.id, Status::Amended));
     let named = amended.pod.as_ref().unwrap();
     assert_eq!(named.name.as_deref(), Some("pod-7"));
     assert!(amended.unknown.len() < made.unknown.len(), "{:?}", amended.unknown);

@@ -91,10 +91,9 @@ enum End {
 impl End {
     fn refusal(&self) -> Option<&Refusal> {
         match self {
-            Self::Told(refusal) | Self::Request(RequestError::Refused { refusal, .. }) => Some(refusal),
-            Self::Request(_) | Self::Clean | Self::NoInitialEvents | Self::Malformed(_) | Self::TooMany => {
-                None
-            }
+            Self::Told(refusal) => Some(refusal),
+            Self::Request(error) => error.refusal(),
+            Self::Clean | Self::NoInitialEvents | Self::Malformed(_) | Self::TooMany => None,
         }
     }
 
@@ -208,14 +207,9 @@ impl ApiWatcher {
 
     /// A server without watches that begin with a list finds the parameters for them invalid.
     fn opening(&self, error: RequestError) -> End {
-        match &error {
-            RequestError::Refused { refusal, .. }
-                if self.version.is_none() && matches!(refusal.code, 400 | 422) =>
-            {
-                End::NoInitialEvents
-            }
-            _ => End::Request(error),
-        }
+        let code = error.refusal().map(|refusal| refusal.code);
+        let is_unknown = self.version.is_none() && matches!(code, Some(400 | 422));
+        if is_unknown { End::NoInitialEvents } else { End::Request(error) }
     }
 
     /// Lists all pods, page by page. They may come from the server's cache (version 0) the first time only: what is

@@ -101,6 +101,13 @@ pub(super) enum RequestError {
     Refused { address: String, refusal: Refusal },
 }
 
+impl RequestError {
+    /// What the other side answered, if it did.
+    pub(super) fn refusal(&self) -> Option<&Refusal> {
+        if let Self::Refused { refusal, .. } = self { Some(refusal) } else { None }
+    }
+}
+
 /// An answer that is no success: the `Status` of the API (meta/v1), as far as the other side gives one.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Refusal {

@@ -56,11 +56,12 @@ pub(super) fn answer(stream: &mut Stream, shared: &Shared) -> Result<()> {
         return refuse(stream, code, &status);
     }
     let watches = request.get("watch") == Some("1");
-    match trouble {
-        Trouble::Hangs if !watches => hang(shared),
-        _ if request.path == "/pods" => list(stream, shared, &request),
-        _ if watches => watch(stream, shared, &request),
-        _ => list(stream, shared, &request),
+    if watches {
+        watch(stream, shared, &request)
+    } else if trouble == Trouble::Hangs {
+        hang(shared)
+    } else {
+        list(stream, shared, &request)
     }
 }
 
@@ -122,6 +123,9 @@ fn refusal(state: &State, request: &Request) -> Option<(u16, Value)> {
         Some(token) if token != state.token() => return status(401, "Unauthorized", "Unauthorized"),
         Some(_) => {}
     }
+    if !["/api/v1/pods", "/pods"].contains(&request.path.as_str()) {
+        return status(404, "NotFound", "the server could not find the requested resource");
+    }
     if !state.allowed {
         return status(
             403,
@@ -130,22 +134,21 @@ fn refusal(state: &State, request: &Request) -> Option<(u16, Value)> {
              group \"\" at the cluster scope",
         );
     }
-    match state.trouble {
-        Trouble::NoInitialEvents if initial => status(
+    if state.trouble == Trouble::NoInitialEvents && initial {
+        return status(
             422,
             "Invalid",
             "ListOptions.meta.k8s.io \"\" is invalid: sendInitialEvents: Forbidden: sendInitialEvents is forbidden \
              for watch unless the WatchList feature gate is enabled",
-        ),
-        Trouble::TooLargeVersion if wants_version => {
-            let (code, mut status) =
-                status(504, "Timeout", "Too large resource version: 2000, current: 1000")?;
-            status["details"] = json!({"retryAfterSeconds": 1,
-                "causes": [{"reason": "ResourceVersionTooLarge", "message": "Too large resource version"}]});
-            Some((code, status))
-        }
-        _ => None,
+        );
     }
+    if state.trouble == Trouble::TooLargeVersion && wants_version {
+        let (code, mut status) = status(504, "Timeout", "Too large resource version: 2000, current: 1000")?;
+        status["details"] = json!({"retryAfterSeconds": 1,
+                "causes": [{"reason": "ResourceVersionTooLarge", "message": "Too large resource version"}]});
+        return Some((code, status));
+    }
+    None
 }
 
 fn refuse(stream: &mut Stream, code: u16, status: &Value) -> Result<()> {
