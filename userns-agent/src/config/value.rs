@@ -10,7 +10,7 @@ use hyper::Uri;
 use serde_json::Value;
 
 use super::{ApiServer, Config, LogLevel, Output};
-use crate::host::api::server_url;
+use crate::host::server_url;
 use crate::kernel::plan::Mechanism;
 
 /// A value before it is checked.

@@ -14,7 +14,6 @@ use tokio::sync::watch;
 use tokio::time::sleep;
 
 use super::SourceHealth;
-use super::api::message;
 use super::https::{Credentials, Endpoint, MAX_BODY, Patience, Pem, RequestError};
 use super::outage::Outage;
 use super::pod_object;
@@ -123,22 +122,8 @@ impl KubeletApi {
     async fn ask(&mut self) -> Result<Vec<PodSpec>, PollError> {
         let mut body = self.endpoint.get("/pods", self.patience).await?;
         let text = body.all(MAX_BODY, self.patience.answer).await?;
-        let list = message::page(&text).map_err(PollError::Malformed)?;
-        let mut pods = Vec::new();
-        for item in list.items.unwrap_or_default() {
-            match pod_object::read_pod(item) {
-                Ok(pod) => {
-                    if pod.cut {
-                        self.outage.error();
-                    }
-                    pods.push(pod.spec);
-                }
-                Err(fault) => {
-                    tracing::debug!("passed over a pod of kubelet: {fault}");
-                    self.outage.error();
-                }
-            }
-        }
-        Ok(pods)
+        let list = pod_object::read_list(&text).map_err(PollError::Malformed)?;
+        let items = list.items.unwrap_or_default().into_iter().map(pod_object::read_pod);
+        Ok(items.filter_map(|pod| self.outage.usable(pod)).collect())
     }
 }

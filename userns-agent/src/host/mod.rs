@@ -15,7 +15,7 @@ pub mod pods_file;
 pub mod proc;
 pub mod runtimes;
 
-pub use https::Patience;
+pub use https::{Patience, server_url};
 
 /// How a source of facts is doing.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

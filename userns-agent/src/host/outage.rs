@@ -5,7 +5,9 @@ use std::time::{Duration, SystemTime};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
 
+use super::pod_object::{PodFault, ReadPod};
 use super::{SourceHealth, SourceState};
+use crate::event::PodSpec;
 
 /// Longest that another side may have us wait.
 const MOST_ASKED: Duration = Duration::from_secs(60);
@@ -50,6 +52,23 @@ impl Outage {
     pub(super) fn error(&mut self) {
         self.health.errors += 1;
         self.publish();
+    }
+
+    /// The pod that was read, if it can be used; what of it is lost is counted.
+    pub(super) fn usable(&mut self, pod: Result<ReadPod, PodFault>) -> Option<PodSpec> {
+        match pod {
+            Ok(pod) => {
+                if pod.cut {
+                    self.error();
+                }
+                Some(pod.spec)
+            }
+            Err(fault) => {
+                tracing::debug!("{}: passed over a pod: {fault}", self.name);
+                self.error();
+                None
+            }
+        }
     }
 
     /// It fails.

@@ -89,6 +89,11 @@ pub(crate) fn access(dir: &Path, server: &ApiServer) -> Access {
 impl Bench {
     /// A server with pods 1 to `pods`, and a watcher that has not asked yet.
     pub(crate) fn new(pods: u32, timing: Timing) -> Self {
+        Self::with(pods, timing, access)
+    }
+
+    /// The same, with another way to it.
+    pub(crate) fn with(pods: u32, timing: Timing, access: impl Fn(&Path, &ApiServer) -> Access) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let server = ApiServer::start(dir.path()).unwrap();
         (1..=pods).for_each(|number| server.put(pod(number)));

@@ -18,7 +18,7 @@ use std::time::Duration;
 use apiserver::{Trouble, pod};
 use harness::{Bench, TIMING, changed, served, uid};
 use userns_agent::host::SourceState;
-use userns_agent::host::api::Timing;
+use userns_agent::host::api::{Access, Timing};
 
 #[tokio::test]
 async fn pods_of_the_node_are_told_and_then_their_changes() {
@@ -42,10 +42,41 @@ async fn pods_of_the_node_are_told_and_then_their_changes() {
 }
 
 #[tokio::test]
+async fn a_kubeconfig_leads_to_the_server() {
+    let mut bench = Bench::with(3, TIMING, |dir, server| {
+        let path = dir.join("kubeconfig");
+        let text = format!(
+            "current-context: x\n\
+             contexts: [{{name: x, context: {{cluster: c, user: u}}}}]\n\
+             clusters: [{{name: c, cluster: {{server: 'https://{}', certificate-authority: ca.crt}}}}]\n\
+             users: [{{name: u, user: {{tokenFile: token}}}}]\n",
+            server.address()
+        );
+        std::fs::write(&path, text).unwrap();
+        Access::Kubeconfig(path)
+    });
+    bench.converges().await;
+    assert_eq!((bench.known.len(), bench.health().errors), (3, 0));
+}
+
+#[tokio::test]
+async fn a_pod_that_cannot_be_used_is_counted_and_hides_no_other() {
+    let mut bench = Bench::settled(3, TIMING).await;
+    let mut strange = pod(8);
+    strange["metadata"]["uid"] = "no-uid".into();
+    bench.server.put(strange);
+    bench.server.put(pod(9));
+    bench.until("told", |bench| bench.known.contains_key(&uid(9))).await;
+    let health = bench.health();
+    assert_eq!((health.state, health.errors, health.records), (SourceState::Ok, 1, 4));
+    assert_eq!(bench.known.len(), 4);
+}
+
+#[tokio::test]
 async fn a_server_without_initial_events_is_listed_by_pages() {
     let mut bench = Bench::new(1, TIMING);
     (2..=1100).for_each(|number| bench.server.put(pod(number)));
-    bench.server.trouble(Trouble::NoInitialEvents);
+    bench.server.be_older();
     bench.converges().await;
     bench.change();
     bench.converges().await;
@@ -58,9 +89,12 @@ async fn a_server_without_initial_events_is_listed_by_pages() {
 
 #[tokio::test]
 async fn a_slow_list_is_waited_for() {
-    for trouble in [Trouble::Slow, Trouble::NoInitialEvents] {
+    for is_older in [false, true] {
         let mut bench = Bench::new(40, TIMING);
-        bench.server.trouble(trouble);
+        bench.server.trouble(Trouble::Slow);
+        if is_older {
+            bench.server.be_older();
+        }
         bench.converges().await;
         assert_eq!((bench.known.len(), bench.health().errors), (40, 0), "{:?}", bench.health());
     }

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use hyper::Uri;
 
-use super::super::https::{self, Credentials, Endpoint, Pem, RequestError};
+use super::super::https::{self, Credentials, Endpoint, Pem, RequestError, server_url};
 
 /// How the API server is reached.
 #[derive(Clone, Debug)]
@@ -76,22 +76,6 @@ impl Access {
             Self::Kubeconfig(path) => https::kubeconfig(path),
         }
     }
-}
-
-/// Reads the URL of a server, which must be of https.
-///
-/// # Errors
-///
-/// What is wrong with it.
-pub fn server_url(text: &str) -> Result<Uri, String> {
-    let shown = super::super::brief(text);
-    let url: Uri = text.parse().map_err(|error| format!("{shown}: {error}"))?;
-    let (host, authority) = (url.host().unwrap_or_default(), url.authority().map_or("", |it| it.as_str()));
-    // user names and ports that are no numbers are part of an authority, too
-    let is_plain =
-        authority == host || url.port_u16().is_some_and(|port| authority == format!("{host}:{port}"));
-    let is_https = url.scheme_str() == Some("https") && !host.is_empty();
-    if is_https && is_plain { Ok(url) } else { Err(format!("{shown} is no URL of https")) }
 }
 
 /// A value as a URL's query has it (RFC 3986, section 2.1).

@@ -57,17 +57,3 @@ pub(super) fn read(line: &[u8]) -> Result<Message, String> {
         other => Message::Unusable(brief(&format!("an event of type {other}"))),
     })
 }
-
-/// Reads a page of a list. Its items do not say what they are.
-///
-/// # Errors
-///
-/// What is wrong.
-pub(in crate::host) fn page(text: &[u8]) -> Result<Object, String> {
-    let list: Object = serde_json::from_slice(text).map_err(|error| brief(&error.to_string()))?;
-    match list.kind.as_deref() {
-        Some("PodList") => Ok(list),
-        Some(kind) => Err(brief(&format!("a {kind} where a PodList was asked for"))),
-        None => Err("an object of no kind where a PodList was asked for".to_owned()),
-    }
-}

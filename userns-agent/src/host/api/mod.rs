@@ -13,11 +13,11 @@
 //! | not known or not allowed (401, 403) | say which rule is missing, and try again |
 
 mod access;
-pub(super) mod message;
+mod message;
 #[cfg(test)]
 mod tests;
 
-pub use access::{Access, NoAccess, server_url};
+pub use access::{Access, NoAccess};
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
@@ -37,6 +37,8 @@ const PAGE: u32 = 500;
 const BATCH: usize = 64;
 /// Most pods that are kept: kubelet runs 110 by default.
 const MAX_PODS: usize = 16_384;
+/// Most pages of a list, which need not be full.
+const MAX_PAGES: usize = 100;
 
 /// How patient the watch is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -217,7 +219,7 @@ impl ApiWatcher {
     async fn list(&mut self, endpoint: &Endpoint) -> Result<Vec<Fact>, End> {
         let mut pods = BTreeMap::new();
         let mut next = None::<String>;
-        loop {
+        for _ in 0..MAX_PAGES {
             let node = access::escape(&self.node);
             let from = match &next {
                 Some(next) => format!("&continue={}", access::escape(next)),
@@ -228,9 +230,9 @@ impl ApiWatcher {
             let patience = self.timing.request;
             let mut body = endpoint.get(&path, patience).await?;
             let text = body.all(MAX_BODY, patience.answer).await?;
-            let page = message::page(&text).map_err(End::Malformed)?;
+            let page = pod_object::read_list(&text).map_err(End::Malformed)?;
             for item in page.items.unwrap_or_default() {
-                if let Some(spec) = self.pod(item) {
+                if let Some(spec) = self.outage.usable(pod_object::read_pod(item)) {
                     pods.insert(spec.uid.clone(), spec);
                 }
             }
@@ -244,6 +246,7 @@ impl ApiWatcher {
                 return Ok(vec![self.all(pods)]);
             }
         }
+        Err(End::TooMany)
     }
 
     /// Reads what the watch says next, and whatever has come with it.
@@ -291,7 +294,7 @@ impl ApiWatcher {
 
     fn change(&mut self, gone: bool, mut object: Object) -> Result<Option<Fact>, End> {
         let version = object.metadata.as_mut().and_then(|metadata| metadata.resource_version.take());
-        let spec = self.pod(object);
+        let spec = self.outage.usable(pod_object::read_pod(object));
         let Some(stream) = &mut self.stream else { return Ok(None) };
         if let Some(initial) = &mut stream.initial {
             // versions of what a watch begins with are in no order
@@ -328,23 +331,6 @@ impl ApiWatcher {
             self.version = metadata.resource_version;
         }
         Ok(stream.initial.take().map(|pods| self.all(pods)))
-    }
-
-    /// Reads a pod; one that cannot be used is counted.
-    fn pod(&mut self, object: Object) -> Option<PodSpec> {
-        match pod_object::read_pod(object) {
-            Ok(pod) => {
-                if pod.cut {
-                    self.outage.error();
-                }
-                Some(pod.spec)
-            }
-            Err(fault) => {
-                tracing::debug!("passed over a pod of the API server: {fault}");
-                self.outage.error();
-                None
-            }
-        }
     }
 
     /// Everything has been told.

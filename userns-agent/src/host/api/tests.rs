@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 
 use super::access::escape;
-use super::message::{Message, page, read};
+use super::message::{Message, read};
 use super::*;
 
 fn pod_line(kind: &str) -> String {
@@ -54,21 +54,6 @@ fn what_is_no_event_ends_the_watch_and_what_is_no_pod_does_not() {
 }
 
 #[test]
-fn a_page_is_a_list_of_pods() {
-    let list =
-        page(br#"{"kind":"PodList","metadata":{"continue":"abc"},"items":[{"metadata":{}}]}"#).unwrap();
-    assert_eq!(list.metadata.unwrap().next.as_deref(), Some("abc"));
-    assert_eq!(list.items.unwrap().len(), 1);
-    for (text, says) in [
-        ("{\"kind\":\"NodeList\",\"items\":[]}", "a NodeList where a PodList was asked for"),
-        ("{}", "an object of no kind where a PodList was asked for"),
-        ("<html>", "expected value at line 1 column 1"),
-    ] {
-        assert_eq!(page(text.as_bytes()).err().as_deref(), Some(says));
-    }
-}
-
-#[test]
 fn a_cluster_is_known_by_its_environment_and_service_account() {
     let dir = tempfile::tempdir().unwrap();
     let find = |host, port| Access::in_cluster(dir.path(), host, port);
@@ -86,24 +71,6 @@ fn a_cluster_is_known_by_its_environment_and_service_account() {
     }
     assert!(matches!(find(Some("a b"), None), Err(NoAccess::Address(_))));
     assert!(matches!(find(Some("10.0.0.1"), Some("x")), Err(NoAccess::Address(_))));
-}
-
-#[test]
-fn only_urls_of_https_are_taken() {
-    assert!(server_url("https://h:1/prefix").is_ok());
-    for text in [
-        "http://h:1",
-        "h:1",
-        "h",
-        "",
-        "https://",
-        "ftp://h",
-        "https://h:99999999",
-        "https://h:x",
-        "https://u:p@h",
-    ] {
-        assert!(server_url(text).is_err(), "{text}");
-    }
 }
 
 #[test]

@@ -7,7 +7,7 @@ use base64::engine::general_purpose::STANDARD;
 use serde::Deserialize;
 
 use super::credentials::read_file;
-use super::{Credentials, Endpoint, Pem, RequestError, Secret};
+use super::{Credentials, Endpoint, Pem, RequestError, Secret, server_url};
 
 #[derive(Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -98,7 +98,7 @@ fn select(config: Kubeconfig, beside: &Path) -> Result<Endpoint, String> {
         .cluster;
     let ca = pem(beside, cluster.certificate_authority, cluster.certificate_authority_data, "authority")?;
     let ca = ca.ok_or("its cluster has no certificate-authority, without which no server can be trusted")?;
-    let url = super::super::api::server_url(&cluster.server)?;
+    let url = server_url(&cluster.server)?;
     let named = config.users.unwrap_or_default().into_iter();
     let user = match user.filter(|name| !name.is_empty()) {
         Some(user) => named

@@ -261,6 +261,22 @@ impl Endpoint {
     }
 }
 
+/// Reads the URL of a server, which must be of https.
+///
+/// # Errors
+///
+/// What is wrong with it.
+pub fn server_url(text: &str) -> Result<Uri, String> {
+    let shown = super::brief(text);
+    let url: Uri = text.parse().map_err(|error| format!("{shown}: {error}"))?;
+    let (host, authority) = (url.host().unwrap_or_default(), url.authority().map_or("", |it| it.as_str()));
+    // user names and ports that are no numbers are part of an authority, too
+    let is_plain =
+        authority == host || url.port_u16().is_some_and(|port| authority == format!("{host}:{port}"));
+    let is_https = url.scheme_str() == Some("https") && !host.is_empty();
+    if is_https && is_plain { Ok(url) } else { Err(format!("{shown} is no URL of https")) }
+}
+
 /// `Retry-After` in seconds; its form with a date is not used by Kubernetes.
 fn retry_after(response: &Response<Incoming>) -> Option<Duration> {
     response.headers().get(RETRY_AFTER)?.to_str().ok()?.parse().ok().map(Duration::from_secs)

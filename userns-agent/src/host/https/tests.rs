@@ -110,3 +110,21 @@ fn a_refusal_without_a_status_has_its_code() {
     assert_eq!((refusal.code, refusal.retry_after), (503, Some(Duration::from_secs(2))));
     assert_eq!(refusal.to_string(), "503 (x\\u{1b}[2J)");
 }
+
+#[test]
+fn only_urls_of_https_are_taken() {
+    assert!(server_url("https://h:1/prefix").is_ok());
+    for text in [
+        "http://h:1",
+        "h:1",
+        "h",
+        "",
+        "https://",
+        "ftp://h",
+        "https://h:99999999",
+        "https://h:x",
+        "https://u:p@h",
+    ] {
+        assert!(server_url(text).is_err(), "{text}");
+    }
+}

@@ -12,6 +12,7 @@ use std::fmt;
 use serde::Deserialize;
 use serde::de::{Deserializer, IgnoredAny, MapAccess, Visitor};
 
+use super::brief;
 use crate::event::{ContainerKind, ContainerSpec, Owner, PodSpec, PodUid, SecurityContext, Volume};
 
 /// Longest text that is kept, in bytes: that of a path (`PATH_MAX`). Names are far shorter.
@@ -208,6 +209,20 @@ pub(super) struct ReadPod {
     pub(super) spec: PodSpec,
     /// Whether there was more of it than is kept.
     pub(super) cut: bool,
+}
+
+/// Reads a PodList, or a page of one. Its items do not say what they are.
+///
+/// # Errors
+///
+/// What is wrong with it.
+pub(super) fn read_list(text: &[u8]) -> Result<Object, String> {
+    let list: Object = serde_json::from_slice(text).map_err(|error| brief(&error.to_string()))?;
+    match list.kind.as_deref() {
+        Some("PodList") => Ok(list),
+        Some(kind) => Err(brief(&format!("a {kind} where a PodList was asked for"))),
+        None => Err("an object of no kind where a PodList was asked for".to_owned()),
+    }
 }
 
 /// Reads a Pod.

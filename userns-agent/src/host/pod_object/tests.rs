@@ -230,3 +230,18 @@ fn what_is_no_pod_is_named() {
         assert_eq!(read(&pod).err().map(|fault| fault.key), Some(key), "{pod}");
     }
 }
+
+#[test]
+fn a_page_is_a_list_of_pods() {
+    let list =
+        read_list(br#"{"kind":"PodList","metadata":{"continue":"abc"},"items":[{"metadata":{}}]}"#).unwrap();
+    assert_eq!(list.metadata.unwrap().next.as_deref(), Some("abc"));
+    assert_eq!(list.items.unwrap().len(), 1);
+    for (text, says) in [
+        ("{\"kind\":\"NodeList\",\"items\":[]}", "a NodeList where a PodList was asked for"),
+        ("{}", "an object of no kind where a PodList was asked for"),
+        ("<html>", "expected value at line 1 column 1"),
+    ] {
+        assert_eq!(read_list(text.as_bytes()).err().as_deref(), Some(says));
+    }
+}

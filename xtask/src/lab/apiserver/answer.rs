@@ -134,7 +134,7 @@ fn refusal(state: &State, request: &Request) -> Option<(u16, Value)> {
              group \"\" at the cluster scope",
         );
     }
-    if state.trouble == Trouble::NoInitialEvents && initial {
+    if initial && !state.initial_events {
         return status(
             422,
             "Invalid",

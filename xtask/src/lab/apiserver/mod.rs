@@ -39,8 +39,6 @@ pub enum Trouble {
     Down,
     /// Requests are taken, watches begun, and nothing more is said.
     Hangs,
-    /// No watch begins with a list: 422.
-    NoInitialEvents,
     /// Lists come slowly, a piece at a time.
     Slow,
     /// The version asked for is ahead of the server's: 504 with `retryAfterSeconds`.
@@ -115,6 +113,11 @@ impl ApiServer {
     /// Whether requests are allowed, as a binding to a ClusterRole would have it.
     pub fn allow(&self, allowed: bool) {
         lock(&self.shared.state).allowed = allowed;
+    }
+
+    /// Is a server whose watches do not begin with a list: 422, from now on.
+    pub fn be_older(&self) {
+        lock(&self.shared.state).initial_events = false;
     }
 
     /// Ends watches after this time, however long they were asked for.

@@ -34,6 +34,7 @@ impl Shared {
             tls,
             trouble: Trouble::None,
             allowed: true,
+            initial_events: true,
             tokens: 0,
             cuts: 0,
             watches_last: None,
@@ -69,6 +70,8 @@ pub(super) struct State {
     pub(super) tls: Arc<ServerConfig>,
     pub(super) trouble: Trouble,
     pub(super) allowed: bool,
+    /// Whether watches may begin with a list.
+    pub(super) initial_events: bool,
     /// Tokens so far; the last one counts.
     pub(super) tokens: u32,
     /// How often open answers were cut.
