@@ -9,7 +9,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
 use super::proc_sweep::Found;
-use super::setup::{Clock, hostname};
+use super::setup::{Clock, node_name};
 use crate::cli::ExitCode;
 use crate::config::{Config, Output};
 use crate::core::finding::{Finding, Status as FindingStatus};
@@ -117,7 +117,7 @@ impl Outputs {
         let server = http::bind(config.listen)?;
         let metrics = Arc::new(Metrics::new()?);
         let options = Options {
-            node: hostname(),
+            node: node_name(config),
             stdout: Some(form(config.output)),
             file: file_options(config),
             limits: queue::Limits::default(),
@@ -125,7 +125,7 @@ impl Outputs {
         let (memory, told) = remember(config, &metrics);
         let sinks = Sinks::start(options, Arc::clone(&metrics))?.remembering(memory.clone());
         let kernel = rustix::system::uname().release().to_string_lossy().into_owned();
-        let status = Status { kernel, node: hostname(), ..Status::default() };
+        let status = Status { kernel, node: node_name(config), ..Status::default() };
         let outputs = Self {
             sinks,
             memory,

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use hyper::Uri;
 use tokio::sync::{mpsc, watch};
 
 use super::io::Outputs;
@@ -10,15 +11,17 @@ use super::proc_sweep::ProcSweep;
 use super::walk::Walker;
 use super::{App, RunError, os};
 use crate::cgroup;
-use crate::config::{Config, Socket};
+use crate::config::{ApiServer, Config, Socket};
 use crate::core::{Engine, Limits};
-use crate::event::{Body, Event, Fact, Hook, Nanos, role};
-use crate::host::SourceHealth;
+use crate::event::{Body, Event, Fact, Hook, Nanos, PodSource, role};
+use crate::host::api::{Access, ApiWatcher, NoAccess, Timing};
 use crate::host::cgroupfs::CgroupFs;
 use crate::host::cri::{self, CriNudge, CriWatcher};
 use crate::host::kubelet::KubeletWatcher;
+use crate::host::kubelet_api::{self, KubeletApi};
 use crate::host::pods_file::{LOOK_INTERVAL, PodsFileWatcher};
 use crate::host::proc::{INITIAL_USERNS, ProcFs};
+use crate::host::{Patience, SourceHealth};
 use crate::kernel::sizes::{Machine, Sizes};
 use crate::kernel::{features, load, object, plan, ring::Ring, status::Probe, status::State};
 use crate::sink::{WallClock, boot_now};
@@ -42,9 +45,14 @@ impl Clock {
     }
 }
 
-/// The node's name as the kernel has it; `NODE_NAME` wins, which a DaemonSet sets.
-pub(super) fn hostname() -> String {
-    let given = std::env::var("NODE_NAME").ok().filter(|name| !name.is_empty());
+/// A variable of the environment that is not empty.
+fn variable(name: &str) -> Option<String> {
+    std::env::var(name).ok().filter(|value| !value.is_empty())
+}
+
+/// The node's name: as configured, of `NODE_NAME`, which a DaemonSet sets, or as the kernel has it.
+pub(super) fn node_name(config: &Config) -> String {
+    let given = config.node_name.clone().or_else(|| variable("NODE_NAME"));
     given.unwrap_or_else(|| rustix::system::uname().nodename().to_string_lossy().into_owned())
 }
 
@@ -74,8 +82,17 @@ impl Sources {
         if let Some(path) = &config.pods_file {
             let (mut file, of_file) = PodsFileWatcher::new(path, LOOK_INTERVAL);
             known.extend(file.initial());
-            health.push(("pods_file", of_file));
-            tokio::spawn(async move { while sender.send(vec![file.next().await]).await.is_ok() {} });
+            health.push((PodSource::PodsFile.name(), of_file));
+            let to_loop = sender.clone();
+            tokio::spawn(async move { while to_loop.send(vec![file.next().await]).await.is_ok() {} });
+        }
+        if config.api_server != ApiServer::Off {
+            health.push((PodSource::Api.name(), watch_api(config, sender.clone())));
+        }
+        if let Some(url) = &config.kubelet_api {
+            let (mut kubelet, of_kubelet) = KubeletApi::new(kubelet_api(config, url));
+            health.push((PodSource::KubeletApi.name(), of_kubelet));
+            tokio::spawn(async move { while sender.send(vec![kubelet.next().await]).await.is_ok() {} });
         }
         (Self { facts, health, cri }, known)
     }
@@ -108,6 +125,45 @@ fn new_container(event: &Event) -> Option<String> {
     let Body::CgroupMkdir(cgroup) = &event.body else { return None };
     let parsed = cgroup::parse(cgroup.path.as_str()).filter(|_| cgroup.role == role::CONTAINER)?;
     parsed.container.map(|name| name.id)
+}
+
+/// Where the API server is, if there is one to ask.
+fn api_access(config: &Config) -> Result<Access, NoAccess> {
+    match &config.kubeconfig {
+        Some(path) => Ok(Access::Kubeconfig(path.clone())),
+        None => {
+            let (host, port) = (variable("KUBERNETES_SERVICE_HOST"), variable("KUBERNETES_SERVICE_PORT"));
+            Access::in_cluster(&config.credentials_dir, host.as_deref(), port.as_deref())
+        }
+    }
+}
+
+/// Begins to watch the API server; without one, the health says why. Names of nodes are in lower case, hosts' need
+/// not be.
+fn watch_api(config: &Config, sender: mpsc::Sender<Vec<Fact>>) -> watch::Receiver<SourceHealth> {
+    match api_access(config) {
+        Ok(access) => {
+            let (mut api, health) =
+                ApiWatcher::new(access, &node_name(config).to_lowercase(), Timing::default());
+            tokio::spawn(async move { while sender.send(api.next().await).await.is_ok() {} });
+            health
+        }
+        Err(why) => {
+            let health = SourceHealth { detail: why.to_string(), ..SourceHealth::default() };
+            watch::channel(health).1
+        }
+    }
+}
+
+fn kubelet_api(config: &Config, url: &Uri) -> kubelet_api::Settings {
+    kubelet_api::Settings {
+        url: url.clone(),
+        node: node_name(config).to_lowercase(),
+        ca: config.kubelet_ca.clone().unwrap_or_else(|| config.credentials_dir.join("ca.crt")),
+        token: config.credentials_dir.join("token"),
+        interval: config.kubelet_api_interval,
+        patience: Patience::default(),
+    }
 }
 
 /// Checks what can be checked, then does the start-up in its order.
@@ -193,7 +249,9 @@ fn cri_sockets(config: &Config) -> Vec<PathBuf> {
 
 /// Whether any source could tell the names of pods.
 fn tells_names(config: &Config) -> bool {
-    config.pods_file.is_some() || cri_sockets(config).iter().any(|path| path.exists())
+    let api = config.api_server != ApiServer::Off && api_access(config).is_ok();
+    let cri = || cri_sockets(config).iter().any(|path| path.exists());
+    api || config.kubelet_api.is_some() || config.pods_file.is_some() || cri()
 }
 
 fn check_user_namespace(proc: &ProcFs) -> Result<(), RunError> {

@@ -59,6 +59,56 @@ pub static KEYS: &[Key] = &[
         slot: Slot::Socket(|config| &mut config.cri_socket),
     },
     Key {
+        name: "api_server",
+        help: "Whether the API server tells pods of this node: `auto` asks it where kubeconfig is given, or in a cluster \
+               with the service account of the agent's pod, which needs get, list and watch on pods",
+        ps: false,
+        slot: Slot::ApiServer(|config| &mut config.api_server),
+    },
+    Key {
+        name: "kubeconfig",
+        help: "Kubeconfig file whose current context says where the API server is and as whom to ask it, instead of \
+               the service account; certificates and tokens only, no programs are run",
+        ps: false,
+        slot: Slot::File(|config| &mut config.kubeconfig),
+    },
+    Key {
+        name: "credentials_dir",
+        help: "Volume of the service account, with token and ca.crt; both are read again for each connection",
+        ps: false,
+        slot: Slot::Directory(|config| &mut config.credentials_dir),
+    },
+    Key {
+        name: "node_name",
+        help: "Name of this node in the cluster: whose pods to ask for, and what outputs call it. Without it, that of \
+               the environment variable NODE_NAME, or the host's name",
+        ps: false,
+        slot: Slot::Name(|config| &mut config.node_name),
+    },
+    Key {
+        name: "kubelet_api",
+        help: "URL of kubelet, whose /pods is then asked for with the service account's token, which needs get on \
+               nodes/pods; with a loopback address its certificate has to be for node_name",
+        ps: false,
+        slot: Slot::Url(|config| &mut config.kubelet_api),
+    },
+    Key {
+        name: "kubelet_ca",
+        help: "File of the authorities (PEM) that may have signed kubelet's serving certificate; without it, those of \
+               the service account",
+        ps: false,
+        slot: Slot::File(|config| &mut config.kubelet_ca),
+    },
+    Key {
+        name: "kubelet_api_interval",
+        help: "Time between two questions to kubelet_api, varied by a tenth",
+        ps: false,
+        slot: Slot::Time(
+            |config| &mut config.kubelet_api_interval,
+            Duration::from_secs(1)..=Duration::from_secs(600),
+        ),
+    },
+    Key {
         name: "proc_root",
         help: "Where procfs is mounted, of the host's pid namespace",
         ps: true,

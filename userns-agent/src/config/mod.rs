@@ -15,6 +15,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use hyper::Uri;
 use keys::{KEYS, Key};
 use serde_json::Value;
 use serde_saphyr::Spanned;
@@ -58,6 +59,20 @@ pub struct Config {
     pub pods_file: Option<PathBuf>,
     /// Socket of the container runtime.
     pub cri_socket: Socket,
+    /// Whether to ask the API server.
+    pub api_server: ApiServer,
+    /// Kubeconfig that says where it is; `None`: that of the cluster the agent runs in.
+    pub kubeconfig: Option<PathBuf>,
+    /// The volume of the pod's service account.
+    pub credentials_dir: PathBuf,
+    /// The node's name; `None`: that of the environment or the kernel.
+    pub node_name: Option<String>,
+    /// URL of kubelet; `None`: it is not asked.
+    pub kubelet_api: Option<Uri>,
+    /// Authorities for kubelet's serving certificate; `None`: the service account's.
+    pub kubelet_ca: Option<PathBuf>,
+    /// Time between two questions to kubelet.
+    pub kubelet_api_interval: Duration,
     /// Address of the HTTP endpoint.
     pub listen: SocketAddr,
     /// How long a runtime may take from entering a container's cgroup to leaving the host's user namespace.
@@ -101,6 +116,13 @@ impl Default for Config {
             host_root: "/proc/1/root".into(),
             pods_file: None,
             cri_socket: Socket::Auto,
+            api_server: ApiServer::Auto,
+            kubeconfig: None,
+            credentials_dir: "/var/run/secrets/kubernetes.io/serviceaccount".into(),
+            node_name: None,
+            kubelet_api: None,
+            kubelet_ca: None,
+            kubelet_api_interval: Duration::from_secs(10),
             listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 9477)),
             entry_grace: Duration::from_secs(2),
             enrich_wait: Duration::from_millis(300),
@@ -130,6 +152,15 @@ pub enum Socket {
     Off,
     /// To this socket.
     Path(PathBuf),
+}
+
+/// Whether the API server is asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ApiServer {
+    /// Where there is a kubeconfig or a service account.
+    Auto,
+    /// Never.
+    Off,
 }
 
 /// What goes to standard output.

@@ -45,6 +45,13 @@ fn a_full_file_is_read() {
 kubelet_root: /k
 pods_file: pods.yaml
 cri_socket: off
+api_server: off
+kubeconfig: admin.conf
+credentials_dir: /s
+node_name: node-1.example
+kubelet_api: https://127.0.0.1:10250
+kubelet_ca: ca.crt
+kubelet_api_interval: 30s
 proc_root: /p
 cgroup_root: /c
 host_root: /h
@@ -69,6 +76,9 @@ probe_mechanism: fexit
     assert_eq!((config.container_budget, config.probe_mechanism), (7, Some(Mechanism::FExit)));
     assert_eq!((config.cgroup_root, config.state_dir), (Some("/c".into()), None));
     assert_eq!(config.cri_socket, Socket::Off);
+    assert_eq!((config.api_server, config.kubeconfig), (ApiServer::Off, Some("admin.conf".into())));
+    assert_eq!(config.node_name.as_deref(), Some("node-1.example"));
+    assert_eq!(config.kubelet_api, Some("https://127.0.0.1:10250".parse().unwrap()));
     assert_eq!(config.runtime_paths, [PathBuf::from("/a"), "/b c".into()]);
     assert_eq!((config.output, config.log_level), (Output::Live, LogLevel::Trace));
     assert_eq!((config.output_file_max_bytes, config.output_file_keep), (1 << 20, 0));
@@ -111,7 +121,7 @@ fn mistakes_in_flags_and_environment_are_named_as_such() {
 fn every_key_refuses_every_wrong_type() {
     for key in KEYS {
         for wrong in ["{a: 1}", "true", "1.5", "-1", "''", "[[1]]", "9999999999999999999999", "relative,"] {
-            if key.name.ends_with("_file") && wrong == "relative," {
+            if matches!(key.slot, value::Slot::File(_)) && wrong == "relative," {
                 continue;
             }
             let found = mistakes(&format!("{}: {wrong}", key.name));
@@ -127,6 +137,9 @@ fn limits_are_inclusive() {
         ("sweep_interval", ["1s", "60m"], ["999ms", "3601s"]),
         ("output_file_max_bytes", ["1MiB", "16 GiB"], ["1048575", "16385MiB"]),
         ("output_file_keep", ["0", "100"], ["-1", "101"]),
+        ("kubelet_api_interval", ["1s", "10m"], ["999ms", "601s"]),
+        ("kubelet_api", ["off", "https://[::1]:10250"], ["http://127.0.0.1:10255", "127.0.0.1:10250"]),
+        ("node_name", ["node-1.example", "1"], ["Node", "a/b"]),
         ("max_containers", ["64", "65536"], ["63", "65537"]),
         ("max_processes", ["1024", "1048576"], ["1023", "1048577"]),
     ] {
@@ -167,9 +180,13 @@ fn alias_bombs_are_refused_quickly() {
 #[test]
 fn the_printed_configuration_reads_back() {
     for socket in ["off", "auto", "/run/a b.sock"] {
-        let mut overrides =
-            vec![flag("pods_file", "/a: b # \"c\".yaml"), flag("output_file_max_bytes", "1048577")];
-        overrides.push(flag("cri_socket", socket));
+        let overrides = [
+            flag("pods_file", "/a: b # \"c\".yaml"),
+            flag("output_file_max_bytes", "1048577"),
+            flag("kubelet_api", "https://127.0.0.1:10250"),
+            flag("node_name", "1"),
+            flag("cri_socket", socket),
+        ];
         let loaded = parse(None, &overrides).unwrap();
         assert_eq!(from_file(&loaded.show()).unwrap().config, loaded.config);
     }

@@ -6,9 +6,11 @@ use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use hyper::Uri;
 use serde_json::Value;
 
-use super::{Config, LogLevel, Output, Socket};
+use super::{ApiServer, Config, LogLevel, Output, Socket};
+use crate::host::server_url;
 use crate::kernel::plan::Mechanism;
 
 /// A value before it is checked.
@@ -63,11 +65,18 @@ pub enum Slot {
     Level(Field<LogLevel>),
     /// One of [`Mechanism`], or `auto`.
     Mechanism(Field<Option<Mechanism>>),
+    /// One of [`ApiServer`].
+    ApiServer(Field<ApiServer>),
+    /// A URL of https, or `off`.
+    Url(Field<Option<Uri>>),
+    /// The name of a Kubernetes object; absent if not given.
+    Name(Field<Option<String>>),
     /// Absolute paths.
     Paths(Field<Vec<PathBuf>>),
 }
 
 const OUTPUTS: [(&str, Output); 3] = [("auto", Output::Auto), ("json", Output::Json), ("live", Output::Live)];
+const API_SERVERS: [(&str, ApiServer); 2] = [("auto", ApiServer::Auto), ("off", ApiServer::Off)];
 const LEVELS: [(&str, LogLevel); 5] = [
     ("error", LogLevel::Error),
     ("warn", LogLevel::Warn),
@@ -87,6 +96,8 @@ const UNITS: [(&str, u64); 4] = [("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 <
 pub(super) const SHOWN: usize = 64;
 /// Longest path the kernel takes (`PATH_MAX`, with the terminating NUL).
 const PATH_MAX: usize = 4096;
+/// Longest name of an object (a DNS subdomain, RFC 1123).
+const NAME_MAX: usize = 253;
 
 impl Slot {
     /// Checks `raw` and stores it.
@@ -110,6 +121,9 @@ impl Slot {
             Self::Output(field) => store(field(config), choose(&OUTPUTS, raw)),
             Self::Level(field) => store(field(config), choose(&LEVELS, raw)),
             Self::Mechanism(field) => store(field(config), choose(&MECHANISMS, raw)),
+            Self::ApiServer(field) => store(field(config), choose(&API_SERVERS, raw)),
+            Self::Url(field) => store(field(config), raw.url()),
+            Self::Name(field) => store(field(config), raw.name()),
             Self::Paths(field) => return self.set_paths(field(config), raw),
         };
         if stored { Ok(()) } else { Err(self.mismatch(None, raw)) }
@@ -156,6 +170,9 @@ impl Slot {
             Self::Output(_) => one_of(&OUTPUTS),
             Self::Level(_) => one_of(&LEVELS),
             Self::Mechanism(_) => one_of(&MECHANISMS),
+            Self::ApiServer(_) => one_of(&API_SERVERS),
+            Self::Url(_) => "`off` or a URL such as https://127.0.0.1:10250".to_owned(),
+            Self::Name(_) => format!("a name of at most {NAME_MAX} lower case letters, digits, `-` and `.`"),
             Self::Paths(_) => {
                 "a list of absolute paths (in flags and the environment, separated by commas)".to_owned()
             }
@@ -176,6 +193,9 @@ impl Slot {
             Self::Output(_) => "OUTPUT",
             Self::Level(_) => "LEVEL",
             Self::Mechanism(_) => "MECHANISM",
+            Self::ApiServer(_) => "WHERE",
+            Self::Url(_) => "URL",
+            Self::Name(_) => "NAME",
             Self::Paths(_) => "PATHS",
         }
     }
@@ -208,6 +228,9 @@ impl Slot {
             Self::Output(field) => name_of(&OUTPUTS, *field(config)),
             Self::Level(field) => name_of(&LEVELS, *field(config)),
             Self::Mechanism(field) => name_of(&MECHANISMS, *field(config)),
+            Self::ApiServer(field) => name_of(&API_SERVERS, *field(config)),
+            Self::Url(field) => field(config).as_ref().map_or_else(|| "off".to_owned(), quote),
+            Self::Name(field) => field(config).as_ref().map_or_else(|| "null".to_owned(), quote),
             Self::Paths(field) => {
                 let paths: Vec<_> = field(config).iter().map(|path| quote(path.display())).collect();
                 format!("[{}]", paths.join(", "))
@@ -256,6 +279,25 @@ impl Raw<'_> {
             "auto" => Some(Socket::Auto),
             "off" => Some(Socket::Off),
             text => absolute(text).map(Socket::Path),
+        }
+    }
+
+    fn url(&self) -> Option<Option<Uri>> {
+        match self.text()? {
+            "off" => Some(None),
+            text => server_url(text).ok().map(Some),
+        }
+    }
+
+    fn name(&self) -> Option<Option<String>> {
+        let is_name = |text: &&str| {
+            let allowed =
+                |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"-.".contains(&byte);
+            !text.is_empty() && text.len() <= NAME_MAX && text.bytes().all(allowed)
+        };
+        match self {
+            Self::Tree(Value::Null) => Some(None),
+            Self::Tree(_) | Self::Text(_) => self.text().filter(is_name).map(|text| Some(text.to_owned())),
         }
     }
 

@@ -1,14 +1,22 @@
-//! What is read from the host, besides the kernel's hooks: procfs, cgroupfs, kubelet's records, the pods file.
+//! What is read from the host, besides the kernel's hooks: procfs, cgroupfs, kubelet's records, the pods file,
+//! the API server, kubelet's `/pods`.
 //!
 //! Every root directory is injected. Nothing here knows the eBPF side, the core or the outputs; what is learnt
 //! leaves as [`crate::event::Fact`]s.
 
+pub mod api;
 pub mod cgroupfs;
 pub mod cri;
+mod https;
 pub mod kubelet;
+pub mod kubelet_api;
+mod outage;
+mod pod_object;
 pub mod pods_file;
 pub mod proc;
 pub mod runtimes;
+
+pub use https::{Patience, server_url};
 
 /// How a source of facts is doing.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

@@ -15,6 +15,7 @@ use std::{
 use anyhow::{Result, bail};
 
 mod agent;
+pub mod apiserver;
 mod cgroup;
 mod container;
 mod http;

@@ -1,11 +1,8 @@
 //! Pod objects in YAML or JSON. Pure.
 
-use std::collections::BTreeMap;
-
-use serde::Deserialize;
-
-use crate::event::{PodSpec, PodUid};
+use crate::event::PodSpec;
 use crate::host::brief;
+use crate::host::pod_object::{self, Object, PodFault};
 
 /// Largest pods file that is read: some 3 KiB a pod as an API server serves them, for thousands of pods.
 pub const MAX_PODS_FILE_BYTES: usize = 32 * 1024 * 1024;
@@ -54,41 +51,6 @@ pub enum PodsError {
         /// What is wrong with it.
         reason: &'static str,
     },
-}
-
-/// Any object; only what is needed of it.
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct Object {
-    kind: Option<String>,
-    metadata: Option<Metadata>,
-    spec: Option<Spec>,
-    items: Option<Vec<Object>>,
-}
-
-#[derive(Default, Deserialize)]
-struct Metadata {
-    uid: Option<String>,
-    namespace: Option<String>,
-    name: Option<String>,
-    labels: Option<BTreeMap<String, Option<String>>>,
-    annotations: Option<Annotations>,
-}
-
-/// Values of other annotations are passed over, however long.
-#[derive(Default, Deserialize)]
-struct Annotations {
-    #[serde(rename = "kubernetes.io/config.hash")]
-    hash: Option<String>,
-    #[serde(rename = "kubernetes.io/config.mirror")]
-    mirror: Option<String>,
-}
-
-#[derive(Default, Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct Spec {
-    host_users: Option<bool>,
-    runtime_class_name: Option<String>,
 }
 
 /// Reads Pod objects: a Pod, a PodList, a List of Pods, or several of these one after another, in YAML or JSON.
@@ -160,28 +122,13 @@ fn read_document(object: Object, document: usize, pods: &mut Vec<PodSpec>) -> Re
 }
 
 fn read_pod(object: Object, at: &str) -> Result<PodSpec, PodsError> {
-    let wrong = |key, reason| PodsError::Pod { at: at.to_owned(), key, reason };
-    let metadata = object.metadata.unwrap_or_default();
-    let spec = object.spec.unwrap_or_default();
-    let name = metadata
-        .name
-        .filter(|name| !name.is_empty())
-        .ok_or_else(|| wrong("metadata.name", "it is missing"))?;
-    let annotations = metadata.annotations.unwrap_or_default();
-    // kubelet knows a static pod by its configuration's hash, the API server by a UID of its own
-    let uid = annotations.hash.or(annotations.mirror).or(metadata.uid);
-    let uid = uid
-        .ok_or_else(|| wrong("metadata.uid", "it is missing; write the file from a cluster's own objects"))?;
-    let uid =
-        PodUid::parse(&uid).ok_or_else(|| wrong("metadata.uid", "it is neither a UUID nor 32 hex digits"))?;
-    let labels = metadata.labels.unwrap_or_default();
-    Ok(PodSpec {
-        uid,
-        namespace: metadata.namespace.unwrap_or_else(|| "default".to_owned()),
-        name,
-        labels: labels.into_iter().map(|(key, value)| (key, value.unwrap_or_default())).collect(),
-        host_users: spec.host_users,
-        runtime_class: spec.runtime_class_name,
-        ..PodSpec::default()
-    })
+    let wrong = |PodFault { key, reason }| PodsError::Pod { at: at.to_owned(), key, reason };
+    let pod = pod_object::read_pod(object).map_err(wrong)?;
+    if pod.cut {
+        return Err(wrong(PodFault {
+            key: "form",
+            reason: "its texts or lists are longer than any cluster's",
+        }));
+    }
+    Ok(pod.spec)
 }

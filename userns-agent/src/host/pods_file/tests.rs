@@ -3,7 +3,7 @@
 use std::fs;
 
 use super::*;
-use crate::event::{PodSource, PodUid};
+use crate::event::{ContainerSpec, PodSource, PodUid};
 
 const UID: &str = "0f4b5b7e-6f1d-4f3e-9d5c-2f1f4f1a7c11";
 const OTHER: &str = "1f4b5b7e-6f1d-4f3e-9d5c-2f1f4f1a7c11";
@@ -52,6 +52,11 @@ fn a_pod_is_read() {
         labels: [("app".to_owned(), "web".to_owned()), ("tier".to_owned(), "1".to_owned())].into(),
         host_users: Some(false),
         runtime_class: Some("crun".into()),
+        containers: vec![ContainerSpec {
+            name: "web".into(),
+            image: "web:1".into(),
+            ..ContainerSpec::default()
+        }],
         ..PodSpec::default()
     };
     assert_eq!(parse_pods(YAML.as_bytes()).unwrap(), [expected]);
@@ -90,13 +95,17 @@ fn lists_and_several_documents_are_read() {
 
 #[test]
 fn static_pods_are_known_by_their_hash() {
-    for annotation in ["kubernetes.io/config.hash", "kubernetes.io/config.mirror"] {
-        let text = YAML.replace(
-            "kubectl.kubernetes.io/last-applied-configuration: |\n      {\"a\": [1, 2]}",
-            &format!("{annotation}: {HASH}"),
-        );
-        assert_eq!(parse_pods(text.as_bytes()).unwrap()[0].uid.as_str(), HASH, "{annotation}");
-    }
+    let text = YAML.replace(
+        "kubectl.kubernetes.io/last-applied-configuration: |\n      {\"a\": [1, 2]}",
+        &format!("kubernetes.io/config.mirror: {HASH}"),
+    );
+    assert_eq!(parse_pods(text.as_bytes()).unwrap()[0].uid.as_str(), HASH);
+}
+
+#[test]
+fn a_pod_larger_than_any_is_refused() {
+    let text = YAML.replace("name: web\n  names", &format!("name: {}\n  names", "w".repeat(5000)));
+    assert!(error(&text).ends_with("longer than any cluster's"), "{}", error(&text));
 }
 
 #[test]
