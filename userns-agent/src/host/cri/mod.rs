@@ -15,7 +15,6 @@ mod table;
 mod tests;
 mod wanted;
 
-use std::hash::{BuildHasher as _, RandomState};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -27,6 +26,7 @@ use tokio::time::Instant;
 use self::client::{Client, CriError, Version};
 use self::session::Session;
 use self::table::Table;
+use super::outage::Backoff;
 use super::{SourceHealth, SourceState};
 use crate::event::Fact;
 
@@ -121,7 +121,7 @@ impl CriWatcher {
 
     /// Connects, listens, and connects again whenever that ends, until nobody takes its facts any more.
     pub async fn run(mut self) {
-        let mut delay = self.times.retry.0;
+        let mut backoff = Backoff::new(self.times.retry.0, self.times.retry.1);
         while !self.facts.is_closed() {
             let started = Instant::now();
             let ended = match self.connect().await {
@@ -131,15 +131,13 @@ impl CriWatcher {
             let Err(error) = ended else { return };
             self.failed(&error);
             // one that lasted was good: what ended it may be a restart
-            if started.elapsed() > self.times.retry.1 {
-                delay = self.times.retry.0;
-            }
+            backoff.held(started.elapsed());
+            backoff.pause(None);
             let facts = self.facts.clone();
             tokio::select! {
-                () = tokio::time::sleep(jittered(delay)) => {}
+                () = backoff.over() => {}
                 () = facts.closed() => return,
             }
-            delay = (delay * 2).min(self.times.retry.1);
         }
     }
 
@@ -183,10 +181,4 @@ impl CriWatcher {
             changed
         });
     }
-}
-
-/// A time from half of it to all of it: agents of many nodes do not come at once.
-fn jittered(time: Duration) -> Duration {
-    let random = u32::try_from(RandomState::new().hash_one(()) & 0xffff).unwrap_or(0);
-    time / 2 + time / 2 * random / 0xffff
 }
