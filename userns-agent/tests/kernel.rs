@@ -8,6 +8,8 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 #![expect(clippy::print_stdout, reason = "skips are for who runs the tests")]
 
+#[path = "kernel/foreign.rs"]
+mod foreign;
 #[path = "kernel/proc_sweep.rs"]
 mod proc_sweep;
 

@@ -27,6 +27,8 @@ pub const EVIDENCE_RING_BYTES: u32 = 512 * 1024;
 pub const BULK_RING_BYTES: u32 = 2 * 1024 * 1024;
 /// Watched cgroups: 500 pods with ten containers, their pod directories and nested groups, with room to spare.
 pub const MAX_CGROUPS: u32 = 16_384;
+/// User namespaces of pods: one for each.
+pub const MAX_USERNS: u32 = 8_192;
 /// Rows of the aggregation table: (container, operation, relation, verdict). See [`crate::record::AggregateKey`].
 pub const MAX_AGGREGATES: u32 = 16_384;
 /// Budgets: one for each container.

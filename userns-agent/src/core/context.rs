@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::pods::{Pod, Promise};
 use super::state::{Container, State};
-use crate::event::{Image, Nanos, PodUid, TaskEvent, UserNs};
+use crate::event::{CgroupId, Image, Nanos, PodUid, TaskEvent, UserNs};
 
 /// The surroundings of a container or event. All of it is known already: a rule asks nothing of the outside.
 #[derive(Debug)]
@@ -38,6 +38,13 @@ impl Runtimes {
         Self { images: images.iter().map(|image| (image.dev, image.ino)).collect() }
     }
 
+    /// Whether a task's executable is one of them for certain.
+    #[must_use]
+    pub(super) fn known(&self, event: &TaskEvent) -> bool {
+        let image = event.task.image;
+        self.images.contains(&(image.dev, image.ino))
+    }
+
     /// Whether a task can be a runtime at work. Its command name is no evidence, as a process chooses it at will; its
     /// executable is: a known one, one that has no name any more (runc re-executes itself from a sealed memfd), or
     /// one with a runtime's file name (installed elsewhere, or the copy that runc mounts for itself alone). Being
@@ -49,7 +56,7 @@ impl Runtimes {
         let file_name = path.rsplit('/').next().unwrap_or_default();
         image.ino == 0
             || image.nlink == 0
-            || self.images.contains(&(image.dev, image.ino))
+            || self.known(event)
             || NAMES.contains(&file_name)
             || path.starts_with("/proc/self/fd/")
     }
@@ -72,6 +79,19 @@ impl<'a> Context<'a> {
     #[must_use]
     pub fn may_be_runtime(&self, event: &TaskEvent) -> bool {
         self.runtimes.possible(event)
+    }
+
+    /// Whether a task's executable is a container runtime's, as installed on the host.
+    #[must_use]
+    pub fn is_runtime(&self, event: &TaskEvent) -> bool {
+        self.runtimes.known(event)
+    }
+
+    /// The pod of another container, if that is another pod.
+    #[must_use]
+    pub fn other_pod(&self, container: u64) -> Option<&'a PodUid> {
+        let other = self.state.container(CgroupId(container))?.pod.as_ref()?;
+        self.pod.is_none_or(|(own, _)| own != other).then_some(other)
     }
 
     /// User namespaces of other pods' live containers.

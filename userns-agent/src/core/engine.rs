@@ -6,7 +6,9 @@ use std::time::Duration;
 use userns_common::kind::{Hook, Operation, Relation, lineage, origin, state, verdict};
 
 use super::context::{Context, Runtimes};
-use super::finding::{CapabilityUse, ContainerRef, Finding, HostNamespaces, PodRef, Severity, Status};
+use super::finding::{
+    CameFrom, CapabilityUse, ContainerRef, Finding, HostNamespaces, PodRef, Severity, Status,
+};
 use super::open::{Key, OpenFindings};
 use super::pods::Promise;
 use super::rules::{self, RuleId};
@@ -222,6 +224,7 @@ impl Engine {
             self.state.executed(&event);
         }
         let container = CgroupId(event.task.lineage.container);
+        let intruded = self.intrusion(&event, time, hook, reasons);
         let changed = self.learn(&event, time, hook, reasons);
         let observed = rules::Observed { event: &event, time, hook, reasons };
         for rule in RuleId::ALL {
@@ -229,9 +232,40 @@ impl Engine {
             let found = rules::on_task(*rule, &observed, &context);
             self.tell(*rule, found, Some(container), out);
         }
-        if changed {
-            self.judge(container, out);
+        for concerned in [changed.then_some(container), intruded].into_iter().flatten() {
+            self.judge(concerned, out);
         }
+    }
+
+    /// Takes note of a task that came into the namespaces of a container from elsewhere: from no pod, or from another.
+    /// Returns that container.
+    fn intrusion(
+        &mut self,
+        event: &TaskEvent,
+        time: Nanos,
+        hook: &'static str,
+        reasons: u32,
+    ) -> Option<CgroupId> {
+        let own = CgroupId(event.task.lineage.container);
+        let late = reasons & reason::PAST_GRACE != 0;
+        if event.task.lineage.origin == origin::FOREIGN {
+            self.state.intruding(own, event, time, hook, late);
+            return Some(own);
+        }
+        let joined = event.call.as_ref().filter(|_| reasons & reason::FOREIGN_ENTRY != 0);
+        // credentials of another namespace than that of the lineage were replaced: another matter
+        let own_ns = event.task.pod_userns.filter(|ns| ns.inum == event.task.lineage.userns_inum);
+        let inum = joined.map(|call| call.target_inum).or(own_ns.map(|ns| ns.inum))?;
+        let owner = self.state.owner_of(inum, own)?;
+        let promised = |id| self.context(Some(id)).promised();
+        if joined.is_none() && promised(own) && !promised(owner) {
+            // the other way round: the other's program was met first
+            let first = self.state.disown(owner)?;
+            self.state.intruding(own, &first, time, hook, false);
+            return Some(own);
+        }
+        self.state.intruding(owner, event, time, hook, late);
+        Some(owner)
     }
 
     /// Whether a task that was found in a container, rather than seen to enter, may be a runtime that has a mount
@@ -244,6 +278,9 @@ impl Engine {
     fn learn(&mut self, event: &TaskEvent, time: Nanos, hook: &'static str, reasons: u32) -> bool {
         let task = &event.task;
         let id = CgroupId(task.lineage.container);
+        if task.lineage.origin == origin::FOREIGN {
+            return false;
+        }
         let workload = task.lineage.flags & lineage::WORKLOAD != 0;
         let entering = task.lineage.state == state::ENTERING
             && (!workload || hook != Hook::Exec.name() && self.found_runtime(event));
@@ -252,11 +289,12 @@ impl Engine {
         } else {
             self.state.settled(id, task.process);
         }
+        let anothers = task.pod_userns.and_then(|ns| self.state.owner_of(ns.inum, id)).is_some();
         let Some(container) = self.state.container_mut(id) else { return false };
         let mut changed = entering;
         if task.lineage.state == state::INSIDE && workload && reasons & reason::LEFT_USERNS == 0 {
             // the map is written once, before the first program runs
-            if let Some(ns) = task.pod_userns.filter(|ns| ns.uid_map.nr_extents != 0) {
+            if let Some(ns) = task.pod_userns.filter(|ns| ns.uid_map.nr_extents != 0 && !anothers) {
                 changed |= container.userns != Some(ns);
                 container.userns = Some(ns);
                 container.first_workload.get_or_insert_with(|| Box::new(event.clone()));
@@ -497,6 +535,11 @@ impl Engine {
         }
         finding.container = known;
         finding.pod = pod;
+        let came_from = finding.task.as_ref().map(|event| CgroupId(event.task.lineage.container));
+        finding.from = came_from.filter(|from| Some(*from) != container).and_then(|from| {
+            let (container, pod) = refs(&self.context(Some(from)));
+            container.map(|container| Box::new(CameFrom { container, pod }))
+        });
         let Some((_, pod)) = context.pod else {
             finding.unknown.push("pod: the cgroup path names none");
             return;

@@ -53,6 +53,9 @@ pub fn format(finding: &Finding, rule: &Rule, style: &Style) -> String {
     out.text.push('\n');
     let place = place(finding.pod.as_ref(), finding.container.as_ref());
     out.row("in", &place);
+    if let Some(from) = finding.from.as_deref() {
+        out.row("from", &self::place(from.pod.as_ref(), Some(&from.container)));
+    }
     if let Some(event) = finding.task.as_deref() {
         out.row("process", &process(event));
         out.row("ids", &ids(&event.task));

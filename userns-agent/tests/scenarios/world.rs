@@ -6,9 +6,9 @@ use userns_agent::core::finding::{Finding, Status};
 use userns_agent::core::rules::RuleId;
 use userns_agent::core::{Engine, Limits, Output};
 use userns_agent::event::{
-    Body, Call, Cgroup, CgroupId, Event, Extent, Fact, Hook, IdMap, Ids, Image, Input, KubeletRecord,
-    Lineage, Nanos, Operation, PodSource, PodSpec, PodUid, ProcessId, Relation, Task, TaskEvent, Text,
-    UserNs, lineage, origin, reason, role, state,
+    Ancestor, Body, Call, Cgroup, CgroupId, Event, Extent, Fact, Hook, IdMap, Ids, Image, Input,
+    KubeletRecord, Lineage, Nanos, Operation, PodSource, PodSpec, PodUid, ProcessId, Relation, Task,
+    TaskEvent, Text, UserNs, lineage, origin, reason, role, state,
 };
 
 /// Inode number of the initial user namespace.
@@ -106,6 +106,30 @@ impl Actor {
 
     pub(crate) fn entering(mut self, origin: u32) -> Self {
         self.0.task.lineage = Lineage { state: state::ENTERING, origin, ..Lineage::default() };
+        self
+    }
+
+    /// A process that came into a pod's namespaces from elsewhere: it keeps the cgroup that it had.
+    pub(crate) fn foreign(mut self) -> Self {
+        let task = &mut self.0.task;
+        task.lineage.origin = origin::FOREIGN;
+        task.lineage.flags = 0;
+        if task.lineage.state == 0 {
+            task.lineage.state = state::ENTERING;
+        }
+        self
+    }
+
+    /// Runs this program instead.
+    pub(crate) fn running(mut self, image: Image, name: &str) -> Self {
+        self.0.task.image = image;
+        (self.0.path, self.0.task.comm) = (name.into(), name.into());
+        self
+    }
+
+    pub(crate) fn child_of(mut self, parent: &Self) -> Self {
+        let process = parent.0.task.process;
+        self.0.ancestors = vec![Ancestor { process, euid: 0, comm: parent.0.task.comm.clone() }];
         self
     }
 
@@ -245,6 +269,29 @@ impl World {
     pub(crate) fn inside(&mut self, container: u64, actor: &Actor) {
         let event = self.placed(container, actor);
         self.event(Hook::Setns, 0, Body::Inside(event));
+    }
+
+    /// A program of this container joins the mount and PID namespaces of the pod with this user namespace.
+    pub(crate) fn joins(&mut self, container: u64, actor: &Actor, inum: u32) {
+        let mut event = self.placed(container, actor);
+        event.call = Some(Call {
+            operation: Operation::Setns,
+            capability: None,
+            relation: Relation::Pod,
+            ret: 0,
+            target_inum: inum,
+            target_level: 1,
+            syscall: None,
+            flags: 0,
+        });
+        self.event(Hook::Setns, reason::FOREIGN_ENTRY, Body::NamespaceCall(event));
+    }
+
+    /// A task that is in no pod joins namespaces of this container.
+    pub(crate) fn comes_into(&mut self, container: u64, actor: &Actor) {
+        let mut event = self.placed(container, actor);
+        event.task.cgroup = CgroupId(77);
+        self.event(Hook::Setns, 0, Body::Entry(event));
     }
 
     pub(crate) fn suspect(&mut self, container: u64, actor: &Actor, hook: Hook, reasons: u32) {

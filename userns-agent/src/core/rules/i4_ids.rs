@@ -1,6 +1,6 @@
 //! I4: ids outside the pod's range.
 
-use userns_common::kind::{lineage, reason, state};
+use userns_common::kind::{lineage, origin, reason, state};
 
 use super::{Observed, Rule, who};
 use crate::core::context::Context;
@@ -34,8 +34,9 @@ pub(super) fn on_task(observed: &Observed<'_>, context: &Context<'_>) -> Vec<Det
     let task = &observed.event.task;
     let workload = task.lineage.flags & lineage::WORKLOAD != 0;
     let left = observed.reasons & reason::LEFT_USERNS != 0;
-    let Some(ns) = task.pod_userns.filter(|_| task.lineage.state == state::INSIDE && workload && !left)
-    else {
+    // what came in from elsewhere may have kept the ids that it had there: rule I12's case
+    let own = task.lineage.state == state::INSIDE && task.lineage.origin != origin::FOREIGN && workload;
+    let Some(ns) = task.pod_userns.filter(|_| own && !left) else {
         return Vec::new();
     };
     let unmapped = outside(&task.ids, extents(&ns.uid_map), extents(&ns.gid_map));
