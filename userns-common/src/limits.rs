@@ -8,8 +8,9 @@ pub const PATH_LEN: usize = 256;
 pub const ARGS_LEN: usize = 256;
 /// Bytes kept of a cgroup path. A kubelet path under the systemd driver is about 220 bytes; nested nodes add to it.
 pub const CGROUP_PATH_LEN: usize = 512;
-/// Bytes of a cgroup directory name that the in-kernel classification looks at.
-pub const CGROUP_NAME_LEN: usize = 128;
+/// Bytes of a cgroup directory name that the in-kernel classification looks at: one that names both pod and container
+/// has some 160.
+pub const CGROUP_NAME_LEN: usize = 192;
 /// Extents that `uid_gid_map` stores inline (`UID_GID_MAP_MAX_BASE_EXTENTS`, include/linux/user_namespace.h).
 /// Maps with more are reported by their extent count alone.
 pub const MAX_EXTENTS: usize = 5;
