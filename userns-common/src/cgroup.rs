@@ -93,7 +93,7 @@ pub struct Unsplit {
 #[inline(always)]
 #[must_use]
 pub fn unsplit(name: &Name, len: usize) -> Option<Unsplit> {
-    if len > CGROUP_NAME_LEN || len < ID + 1 || !is_uid(name, len - ID, ID) {
+    if !(ID..=CGROUP_NAME_LEN).contains(&len) || !is_uid(name, len - ID, ID) {
         return None;
     }
     let id = len - ID;

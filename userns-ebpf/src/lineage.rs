@@ -39,6 +39,13 @@ impl Found {
         self.0 == Self::BECAME_INSIDE
     }
 
+    /// Whether findings can rest on it: on the arrival of a program of a container without a user namespace, which may
+    /// have come into another pod's.
+    #[inline(always)]
+    pub(crate) fn is_evidence(self, lineage: &Lineage) -> bool {
+        self.reasons() != 0 || self.0 & Self::BECAME_INSIDE != 0 && lineage.flags & flag::WORKLOAD != 0
+    }
+
     /// Both.
     #[inline(always)]
     pub(crate) fn and(self, other: Self) -> Self {
@@ -285,6 +292,10 @@ fn look_inside(task: Task, lineage: &mut Lineage) -> bool {
         return false;
     }
     let pod = ns.ancestor_at(host_level + 1);
+    // on a node in a user namespace there are others beside it, with namespaces of their own below
+    if pod.parent().inum() != setting!(host_userns_inum) {
+        return false;
+    }
     lineage.userns = pod.address();
     lineage.userns_inum = pod.inum();
     lineage.state = state::INSIDE;
@@ -307,7 +318,15 @@ fn descends(ns: UserNs, lineage: &Lineage) -> bool {
 #[inline(always)]
 pub(crate) fn inspect(task: Task, lineage: &mut Lineage) -> Found {
     if lineage.state != state::INSIDE {
-        return Found(opaque(if look_inside(task, lineage) { Found::BECAME_INSIDE } else { 0 }));
+        if !look_inside(task, lineage) {
+            return Found(opaque(0));
+        }
+        // a program of a container without a user namespace, with all else that it had there
+        if lineage.flags & flag::WORKLOAD != 0 {
+            lineage.foreign = foreign(task, lineage);
+            lineage.told |= reason::ID_OUTSIDE_MAP;
+        }
+        return Found(opaque(Found::BECAME_INSIDE));
     }
     let mut found = check_userns(task, lineage);
     if lineage.flags & flag::WORKLOAD != 0 {
@@ -375,9 +394,7 @@ pub(crate) fn tell(task: Task, lineage: &mut Lineage, found: Found, hook: Hook) 
         return;
     }
     let report = if found.is_arrival() {
-        // of a program of a pod that has the host's user namespace: it may be another pod's that it came into
-        let workload = lineage.flags & flag::WORKLOAD != 0;
-        let ring = if workload { Ring::Evidence } else { Ring::Bulk };
+        let ring = if found.is_evidence(lineage) { Ring::Evidence } else { Ring::Bulk };
         Report::new(EventKind::Inside, hook, ring, 0)
     } else {
         Report::of(found, EventKind::Suspect, hook)

@@ -16,6 +16,7 @@ use crate::core::{Promise, Stats, Withheld};
 use crate::decode::DecodeError;
 use crate::event::{CgroupId, Counter, Event, Told};
 use crate::host::proc::ProcFs;
+use crate::host::reference;
 use crate::host::{SourceHealth, SourceState};
 use crate::kernel::programs::Program;
 use crate::kernel::status::{Probe, State};
@@ -141,6 +142,21 @@ impl Outputs {
             proc_sweep_failed: false,
         };
         Ok((outputs, told))
+    }
+
+    /// Takes note of the user namespace that counts as the host's.
+    pub(super) fn reference(&mut self, found: &reference::Found) {
+        let reference::Found { reference, pid } = found;
+        if !reference.is_initial() {
+            tracing::info!(
+                "the host's user namespace is {} at level {}, that of process {}",
+                reference.inum,
+                reference.level,
+                pid.unwrap_or_default()
+            );
+        }
+        self.metrics.reference(reference);
+        self.status.update(|status| status.reference = (reference.clone(), *pid));
     }
 
     /// Begins to answer over HTTP.

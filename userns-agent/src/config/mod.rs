@@ -82,6 +82,8 @@ pub struct Config {
     pub max_containers: u64,
     /// Processes tracked at a time.
     pub max_processes: u64,
+    /// The user namespace that counts as the host's.
+    pub reference_userns: ReferenceUserns,
     /// Everyday records that a container may send in a second.
     pub container_budget: u64,
     /// The only mechanism for hooks that have it; `None`: the best that the kernel takes.
@@ -109,10 +111,22 @@ impl Default for Config {
             runtime_paths: RUNTIME_DIRECTORIES.iter().map(PathBuf::from).collect(),
             max_containers: 8192,
             max_processes: 65_536,
+            reference_userns: ReferenceUserns::Auto,
             container_budget: 500,
             probe_mechanism: None,
         }
     }
+}
+
+/// Which user namespace counts as the host's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ReferenceUserns {
+    /// Kubelet's, the initial one if no kubelet is found.
+    Auto,
+    /// The initial one.
+    Initial,
+    /// That of the process with this pid.
+    Process(u32),
 }
 
 /// What goes to standard output.

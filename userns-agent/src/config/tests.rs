@@ -60,6 +60,7 @@ state_dir: none
 log_level: trace
 max_containers: 64
 max_processes: 1024
+reference_userns: 17
 container_budget: 7
 probe_mechanism: fexit
 ";
@@ -69,6 +70,7 @@ probe_mechanism: fexit
     assert_eq!(config.runtime_paths, [PathBuf::from("/a"), "/b c".into()]);
     assert_eq!((config.output, config.log_level), (Output::Live, LogLevel::Trace));
     assert_eq!((config.output_file_max_bytes, config.output_file_keep), (1 << 20, 0));
+    assert_eq!(config.reference_userns, ReferenceUserns::Process(17));
     assert_eq!(KEYS.len(), text.lines().filter(|line| !line.is_empty()).count(), "a key is missing here");
 }
 

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use super::{Config, LogLevel, Output};
+use super::{Config, LogLevel, Output, ReferenceUserns};
 use crate::kernel::plan::Mechanism;
 
 /// A value before it is checked.
@@ -59,6 +59,8 @@ pub enum Slot {
     Level(Field<LogLevel>),
     /// One of [`Mechanism`], or `auto`.
     Mechanism(Field<Option<Mechanism>>),
+    /// One of [`ReferenceUserns`].
+    Reference(Field<ReferenceUserns>),
     /// Absolute paths.
     Paths(Field<Vec<PathBuf>>),
 }
@@ -103,6 +105,7 @@ impl Slot {
             Self::Output(field) => store(field(config), choose(&OUTPUTS, raw)),
             Self::Level(field) => store(field(config), choose(&LEVELS, raw)),
             Self::Mechanism(field) => store(field(config), choose(&MECHANISMS, raw)),
+            Self::Reference(field) => store(field(config), raw.reference()),
             Self::Paths(field) => return self.set_paths(field(config), raw),
         };
         if stored { Ok(()) } else { Err(self.mismatch(None, raw)) }
@@ -148,6 +151,7 @@ impl Slot {
             Self::Output(_) => one_of(&OUTPUTS),
             Self::Level(_) => one_of(&LEVELS),
             Self::Mechanism(_) => one_of(&MECHANISMS),
+            Self::Reference(_) => "`auto`, `initial`, or a process id".to_owned(),
             Self::Paths(_) => {
                 "a list of absolute paths (in flags and the environment, separated by commas)".to_owned()
             }
@@ -167,6 +171,7 @@ impl Slot {
             Self::Output(_) => "OUTPUT",
             Self::Level(_) => "LEVEL",
             Self::Mechanism(_) => "MECHANISM",
+            Self::Reference(_) => "USERNS",
             Self::Paths(_) => "PATHS",
         }
     }
@@ -194,6 +199,11 @@ impl Slot {
             Self::Output(field) => name_of(&OUTPUTS, *field(config)),
             Self::Level(field) => name_of(&LEVELS, *field(config)),
             Self::Mechanism(field) => name_of(&MECHANISMS, *field(config)),
+            Self::Reference(field) => match field(config) {
+                ReferenceUserns::Auto => "auto".to_owned(),
+                ReferenceUserns::Initial => "initial".to_owned(),
+                ReferenceUserns::Process(pid) => pid.to_string(),
+            },
             Self::Paths(field) => {
                 let paths: Vec<_> = field(config).iter().map(|path| quote(path.display())).collect();
                 format!("[{}]", paths.join(", "))
@@ -228,6 +238,14 @@ impl Raw<'_> {
 
     fn time(&self) -> Option<Duration> {
         humantime::parse_duration(self.text()?).ok()
+    }
+
+    fn reference(&self) -> Option<ReferenceUserns> {
+        match self.text() {
+            Some("auto") => Some(ReferenceUserns::Auto),
+            Some("initial") => Some(ReferenceUserns::Initial),
+            _ => u32::try_from(self.number()?).ok().filter(|pid| *pid != 0).map(ReferenceUserns::Process),
+        }
     }
 
     fn file(&self) -> Option<Option<PathBuf>> {

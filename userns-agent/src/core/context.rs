@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::pods::{Pod, Promise};
 use super::state::{Container, State};
-use crate::event::{CgroupId, Image, Nanos, PodUid, TaskEvent, UserNs};
+use crate::event::{CgroupId, Image, Nanos, PodUid, Reference, TaskEvent, UserNs};
 
 /// The surroundings of a container or event. All of it is known already: a rule asks nothing of the outside.
 #[derive(Debug)]
@@ -14,6 +14,8 @@ pub struct Context<'a> {
     pub now: Nanos,
     /// How long a runtime may need to enter.
     pub grace: Duration,
+    /// The user namespace that counts as the host's.
+    pub reference: &'a Reference,
     /// The container, if its cgroup is known.
     pub container: Option<&'a Container>,
     /// The pod, if the cgroup's path names one.

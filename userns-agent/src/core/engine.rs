@@ -15,7 +15,7 @@ use super::rules::{self, RuleId};
 use super::state::{Sizes, State};
 use super::withheld::{Budgets, Withheld};
 use crate::event::{
-    AggregateKey, AggregateValue, Body, CgroupId, Event, Fact, Input, Nanos, TaskEvent, reason,
+    AggregateKey, AggregateValue, Body, CgroupId, Event, Fact, Input, Nanos, Reference, TaskEvent, reason,
 };
 
 /// Bounds and delays.
@@ -94,6 +94,7 @@ pub struct Engine {
     enrich_wait: Duration,
     state: State,
     runtimes: Runtimes,
+    reference: Reference,
     open: OpenFindings,
     pending: VecDeque<(Nanos, Event)>,
     unattributed: u64,
@@ -113,6 +114,7 @@ impl Engine {
             enrich_wait: limits.enrich_wait,
             state: State::new(Sizes { containers: limits.containers, processes: limits.processes }),
             runtimes: Runtimes::default(),
+            reference: Reference::default(),
             open: OpenFindings::new(MAX_OPEN),
             pending: VecDeque::new(),
             unattributed: 0,
@@ -121,6 +123,12 @@ impl Engine {
             budgets: Budgets::default(),
             now: Nanos(0),
         }
+    }
+
+    /// The same, where this user namespace counts as the host's.
+    #[must_use]
+    pub fn under(self, reference: Reference) -> Self {
+        Self { reference, ..self }
     }
 
     /// Takes one input and appends what follows from it to `out`.
@@ -464,6 +472,7 @@ impl Engine {
         Context {
             now: self.now,
             grace: self.grace,
+            reference: &self.reference,
             container,
             pod,
             runtimes: &self.runtimes,

@@ -7,6 +7,7 @@ pub mod cgroupfs;
 pub mod kubelet;
 pub mod pods_file;
 pub mod proc;
+pub mod reference;
 pub mod runtimes;
 
 /// How a source of facts is doing.

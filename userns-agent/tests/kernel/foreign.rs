@@ -17,19 +17,21 @@ struct Pod {
 impl Pod {
     fn new(number: u32) -> Self {
         let container = Container::of_pod(number);
-        let outer = apart(&["unshare", "-Urmpf"], "exit 0");
+        let command = ["unshare", "-Urpf", "unshare", "-m"];
+        let outer = apart(&command, "exec /bin/sh -c 'read line; exit 0'");
         let children = format!("/proc/{0}/task/{0}/children", outer.id());
         let pid = std::fs::read_to_string(children).unwrap().trim().parse().unwrap();
         container.take_pid(pid);
         Self { container, outer, pid }
     }
 
-    /// Has the programs learn it by a sweep.
-    fn known_to(&self, kernel: &mut Kernel) {
+    /// Has the programs learn it, by what it executes or by a sweep.
+    fn known_to(&mut self, kernel: &mut Kernel) -> Vec<Event> {
         self.container.watch(kernel);
+        self.outer.stdin.as_mut().unwrap().write_all(b"go\n").unwrap();
         kernel.loaded.sweep().unwrap().run().unwrap();
         let pid = self.pid;
-        kernel.wait(|event| event.reasons & reason::FIRST_WORKLOAD != 0 && pid_of(event) == Some(pid));
+        kernel.wait(|event| event.reasons & reason::FIRST_WORKLOAD != 0 && pid_of(event) == Some(pid))
     }
 
     fn id(&self) -> u64 {
@@ -64,20 +66,21 @@ fn end(mut child: Child) {
     child.wait().unwrap();
 }
 
-/// All evidence about processes other than the pod's own.
-fn told(kernel: &mut Kernel) -> Vec<Event> {
+/// All evidence about tasks other than the pod's own, and the one that made its namespaces and is in them.
+fn told(kernel: &mut Kernel, pod: &Pod) -> Vec<Event> {
     std::thread::sleep(Duration::from_millis(50));
     let mut seen = Vec::new();
     while let Some(item) = kernel.rings.evidence.next() {
         seen.push(decode(&item).unwrap());
     }
+    seen.retain(|event| pid_of(event).is_some_and(|pid| pid != pod.outer.id() && pid != pod.pid));
     seen
 }
 
 fn test(name: &str) -> Option<(std::sync::MutexGuard<'static, ()>, Kernel, Pod)> {
     let turn = TURN.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
     let mut kernel = start(name)?;
-    let pod = Pod::new(0);
+    let mut pod = Pod::new(0);
     pod.known_to(&mut kernel);
     Some((turn, kernel, pod))
 }
@@ -90,7 +93,7 @@ fn a_host_process_that_joins_a_pods_user_namespace_is_told_and_followed() {
         let child = nsenter(&pod, flags, "(:); exec /bin/true");
         let pid = child.id();
         let process: Option<ProcessId> = {
-            let events = told(&mut kernel);
+            let events = told(&mut kernel, &pod);
             let [entry, exec] = events.as_slice() else { panic!("{events:#?}") };
             let Body::Entry(task) = &entry.body else { panic!("{entry:#?}") };
             let lineage = task.task.lineage;
@@ -112,7 +115,7 @@ fn a_host_process_that_joins_a_pods_user_namespace_is_told_and_followed() {
         end(child);
         kernel.loaded.sweep().unwrap().run().unwrap();
         // neither its cgroup nor its ids are evidence, nor does it end its own pod's
-        assert_eq!(told(&mut kernel), [], "{process:?}");
+        assert_eq!(told(&mut kernel, &pod), [], "{process:?}");
     }
 }
 
@@ -120,7 +123,7 @@ fn a_host_process_that_joins_a_pods_user_namespace_is_told_and_followed() {
 fn host_root_that_joins_a_pods_mount_and_pid_namespaces_is_told() {
     let Some((_turn, mut kernel, pod)) = test("host_root_joins_mount_and_pid_namespaces") else { return };
     let child = nsenter(&pod, &["-m", "-p"], "exit 0");
-    let events = told(&mut kernel);
+    let events = told(&mut kernel, &pod);
     let [entry, exec] = events.as_slice() else { panic!("{events:#?}") };
     let lineage = task_of(entry).unwrap().task.lineage;
     assert!(matches!(entry.body, Body::Entry(_)) && pid_of(entry) == Some(child.id()));
@@ -144,7 +147,7 @@ fn what_does_not_lead_into_a_pod_is_not_told() {
     let into_other = apart(&["nsenter", "-t", &other.id().to_string(), "-U"], "exit 0");
     let children = [nsenter(&pod, &["-m"], "exit 0"), nsenter(&pod, &["-p"], "exit 0"), into_other, other];
     kernel.loaded.sweep().unwrap().run().unwrap();
-    assert_eq!(told(&mut kernel), []);
+    assert_eq!(told(&mut kernel, &pod), []);
     children.into_iter().for_each(end);
 }
 
@@ -154,15 +157,15 @@ fn the_sweep_finds_who_entered_before() {
     if !wanted("the_sweep_finds_who_entered_before") {
         return;
     }
-    let pod = Pod::new(0);
+    let mut pod = Pod::new(0);
     let inside = nsenter(&pod, &["-U"], "exit 0");
     let with_host_ids = nsenter(&pod, &["-m", "-p"], "exit 0");
     let mut kernel = start("").unwrap();
-    pod.known_to(&mut kernel);
+    let mut events = pod.known_to(&mut kernel);
     // the second pass meets those that were visited before the pod's own program
     kernel.loaded.sweep().unwrap().run().unwrap();
     kernel.loaded.sweep().unwrap().run().unwrap();
-    let events = told(&mut kernel);
+    events.extend(told(&mut kernel, &pod));
     let found = |pid, state| {
         events
             .iter()
@@ -185,10 +188,10 @@ fn the_sweep_finds_who_entered_before() {
 fn a_process_that_is_moved_in_after_it_joined_is_the_containers() {
     let Some((_turn, mut kernel, pod)) = test("a_process_that_is_moved_in_after_it_joined") else { return };
     let child = nsenter(&pod, &["-U"], "exec /bin/true");
-    told(&mut kernel);
+    told(&mut kernel, &pod);
     let pid = child.id();
     pod.container.take_pid(pid);
-    let events = told(&mut kernel);
+    let events = told(&mut kernel, &pod);
     let [entry] = events.as_slice() else { panic!("{events:#?}") };
     let lineage = task_of(entry).unwrap().task.lineage;
     assert_eq!((entry.hook, pid_of(entry), lineage.flags), (Hook::CgroupAttach, Some(pid), 0));
@@ -197,7 +200,7 @@ fn a_process_that_is_moved_in_after_it_joined_is_the_containers() {
         (state::INSIDE, origin::ATTACHED, pod.id())
     );
     end(child);
-    let events = told(&mut kernel);
+    let events = told(&mut kernel, &pod);
     assert!(events.iter().any(|event| event.reasons & reason::FIRST_WORKLOAD != 0), "{events:#?}");
 }
 
@@ -214,10 +217,11 @@ fn a_program_of_another_pod_that_enters_is_told_by_evidence() {
         other.take_pid(shell.id());
         go(&mut shell);
         shell.wait().unwrap();
-        let events = told(&mut kernel);
+        let events = told(&mut kernel, &pod);
         let entered = |event: &&Event| {
             let joined = event.reasons & reason::FOREIGN_ENTRY != 0;
-            if inside { matches!(event.body, Body::Inside(_)) && !joined } else { joined }
+            let arrived = task_of(event).is_some_and(|task| task.task.lineage.state == state::INSIDE);
+            if inside { arrived && !joined } else { joined }
         };
         let found: Vec<_> = events.iter().filter(entered).collect();
         let [event] = found.as_slice() else { panic!("{flags:?}: {events:#?}") };
@@ -226,9 +230,11 @@ fn a_program_of_another_pod_that_enters_is_told_by_evidence() {
         assert_eq!((lineage.container, lineage.origin), (other.cgroup.id.0, origin::ATTACHED));
         assert_ne!(lineage.flags & lineage::WORKLOAD, 0);
         let into = match &task.call {
-            Some(Call { target_inum, .. }) => *target_inum,
-            None => lineage.userns_inum,
+            Some(Call { target_inum, .. }) if !inside => *target_inum,
+            _ => lineage.userns_inum,
         };
+        let bad = reason::FOREIGN_NAMESPACE | reason::ID_OUTSIDE_MAP | reason::LEFT_USERNS;
+        assert!(events.iter().all(|event| event.reasons & bad == 0), "{events:#?}");
         assert_eq!(into, userns_agent::host::proc::ProcFs::new("/proc").user_namespace(pod.pid).unwrap());
     }
 }

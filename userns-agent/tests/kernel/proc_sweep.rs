@@ -143,7 +143,7 @@ fn processes_from_before_the_agent_are_adopted_from_procfs() {
     }
 
     // the next hook takes the lineage over, for the nested one with the pod's user namespace
-    let outer = ProcFs::new("/proc").ancestry(nested.id()).unwrap().unwrap().pod().unwrap().inum;
+    let outer = ProcFs::new("/proc").ancestry(nested.id()).unwrap().unwrap().pod(0).unwrap().inum;
     for (child, expected) in [(&mut child, userns), (&mut nested, outer)] {
         go(child);
         let pid = child.id();

@@ -7,8 +7,8 @@ use userns_agent::core::rules::RuleId;
 use userns_agent::core::{Engine, Limits, Output};
 use userns_agent::event::{
     Ancestor, Body, Call, Cgroup, CgroupId, Event, Extent, Fact, Hook, IdMap, Ids, Image, Input,
-    KubeletRecord, Lineage, Nanos, Operation, PodSource, PodSpec, PodUid, ProcessId, Relation, Task,
-    TaskEvent, Text, UserNs, lineage, origin, reason, role, state,
+    KubeletRecord, Lineage, Nanos, Operation, PodSource, PodSpec, PodUid, ProcessId, Reference, Relation,
+    Task, TaskEvent, Text, UserNs, lineage, origin, reason, role, state,
 };
 
 /// Inode number of the initial user namespace.
@@ -19,6 +19,11 @@ pub(crate) const RUNC: Image = Image { ino: 100, dev: 8 << 20 | 1, nlink: 1 };
 pub(crate) const SLEEP: Image = Image { ino: 200, dev: 8 << 20 | 1, nlink: 1 };
 /// A sealed copy of a runtime: a memfd.
 pub(crate) const SEALED: Image = Image { ino: 300, dev: 1, nlink: 0 };
+
+/// Inode number of the user namespace of a node that has one.
+pub(crate) const NODE_NS: u32 = 3;
+/// Host id of root in it.
+pub(crate) const NODE_BASE: u32 = 1_000_000;
 
 pub(crate) const MS: u64 = 1_000_000;
 pub(crate) const SECOND: u64 = 1_000 * MS;
@@ -104,6 +109,19 @@ impl Actor {
         actor
     }
 
+    /// The same one level deeper: the pod's user namespace lies below the node's.
+    pub(crate) fn on_nested_node(mut self) -> Self {
+        let task = &mut self.0.task;
+        task.userns.level += 1;
+        if task.userns.level == 1 {
+            task.userns.inum = NODE_NS;
+        } else {
+            task.userns.parent_inum = NODE_NS;
+            task.pod_userns = Some(task.userns);
+        }
+        self
+    }
+
     pub(crate) fn entering(mut self, origin: u32) -> Self {
         self.0.task.lineage = Lineage { state: state::ENTERING, origin, ..Lineage::default() };
         self
@@ -162,6 +180,22 @@ impl World {
             forgotten: Vec::new(),
             next_cgroup: 1000,
         };
+        world.fact(Fact::RuntimeImages(vec![RUNC]));
+        world
+    }
+
+    /// A node whose kubelet runs in user namespace [`NODE_NS`], where root is host id [`NODE_BASE`].
+    pub(crate) fn nested() -> Self {
+        let mut world = Self::new();
+        let map = vec![Extent { first: 0, lower_first: NODE_BASE, count: 4_000_000 }];
+        let reference = Reference { inum: NODE_NS, level: 1, uid_map: map.clone(), gid_map: map };
+        let limits = Limits {
+            grace: Duration::from_secs(2),
+            enrich_wait: Duration::ZERO,
+            containers: 64,
+            processes: 1024,
+        };
+        world.engine = Engine::new(limits).under(reference);
         world.fact(Fact::RuntimeImages(vec![RUNC]));
         world
     }

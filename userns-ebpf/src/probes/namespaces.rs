@@ -143,7 +143,7 @@ pub(crate) fn tell(task: Task, lineage: &mut Lineage, found: Found, call: &Call,
         return;
     }
     let mut report = Report::of(found, EventKind::NamespaceCall, hook);
-    if report.reasons == 0 {
+    if !found.is_evidence(lineage) {
         report.ring = Ring::Bulk;
     }
     describe(&mut report, call);

@@ -48,7 +48,7 @@ pub(super) fn on_container(container: &Container, context: &Context<'_>) -> Vec<
 }
 
 fn judge(container: &Container, since: Nanos, event: &TaskEvent, context: &Context<'_>) -> Option<Detection> {
-    if event.task.userns.level > 0 {
+    if event.task.userns.level > context.reference.level {
         return None;
     }
     let stayed = context.now.since(since);

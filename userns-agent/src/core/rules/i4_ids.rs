@@ -42,8 +42,9 @@ pub(super) fn on_task(observed: &Observed<'_>, context: &Context<'_>) -> Vec<Det
     let unmapped = outside(&task.ids, extents(&ns.uid_map), extents(&ns.gid_map));
     let record = context.pod.and_then(|(_, pod)| pod.record.as_ref());
     let unpromised = record.map_or_else(Vec::new, |record| {
-        let users = promised(&ns.uid_map, &record.uid_mappings);
-        outside(&task.ids, users, promised(&ns.gid_map, &record.gid_mappings))
+        let users = context.reference.kernel_users(&record.uid_mappings);
+        let groups = context.reference.kernel_groups(&record.gid_mappings);
+        outside(&task.ids, promised(&ns.uid_map, &users), promised(&ns.gid_map, &groups))
     });
     let (ids, why) = match (unmapped.is_empty(), unpromised.is_empty()) {
         (true, true) => return Vec::new(),
@@ -51,7 +52,10 @@ pub(super) fn on_task(observed: &Observed<'_>, context: &Context<'_>) -> Vec<Det
         (true, false) => (&unpromised, "outside the range that kubelet recorded for the pod".to_owned()),
     };
     let names = ids.iter().map(|(name, id)| format!("{name} {id}")).collect::<Vec<_>>().join(", ");
-    let hosts = ids.iter().any(|(_, id)| *id < FIRST_POD_ID);
+    let on_node = |name: &str, id| {
+        if name.contains("uid") { context.reference.user(id) } else { context.reference.group(id) }
+    };
+    let hosts = ids.iter().any(|(name, id)| on_node(name, *id).is_none_or(|id| id < FIRST_POD_ID));
     vec![Detection {
         scope: Scope::Process(CgroupId(task.lineage.container), task.process),
         severity: if hosts || !unmapped.is_empty() { Severity::Critical } else { Severity::High },

@@ -269,6 +269,10 @@ table! {
         counter("userns_http_rejected_total", "HTTP connections that got no endpoint's answer")
             .by(&[REJECTED]);
     build_info: IntGaugeVec = gauge("userns_build_info", "Always 1").by(&[VERSION]);
+    reference_level: IntGauge = gauge(
+        "userns_reference_level",
+        "Level of the user namespace that counts as the host's; 0: the initial one",
+    );
     start_time: Gauge = gauge("process_start_time_seconds", "Unix time at which the agent started");
     cpu: Counter = counter("process_cpu_seconds_total", "Processor time that the agent used");
     resident: IntGauge = gauge("process_resident_memory_bytes", "Memory of the agent that is resident");
