@@ -329,6 +329,8 @@ pub enum Fact {
     SandboxGone(String),
     /// Executables of container runtimes on this node.
     RuntimeImages(Vec<Image>),
+    /// Those of them that watch over a container as long as it, or a program executed into it, lives.
+    MonitorImages(Vec<Image>),
     /// The aggregation table as it stands.
     Aggregates(Vec<(AggregateKey, AggregateValue)>),
     /// What containers were not allowed to send, as totals.

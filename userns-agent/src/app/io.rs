@@ -323,6 +323,7 @@ impl Outputs {
             metrics.pods(promise, stats.pods_promised(promise));
         }
         metrics.containers(stats.containers);
+        metrics.tolerated(stats.unobservable, stats.withheld_unobservable, stats.monitors);
         metrics.processes(stats.processes);
         metrics.findings_open(stats.open);
         metrics.findings_suppressed("repeated", stats.repeated);

@@ -117,7 +117,7 @@ pub(super) async fn start(config: &Config) -> Result<App, RunError> {
         .map(|lineages| ProcSweep::new(proc, cgroups.clone(), lineages, host_mnt, config.entry_grace));
     let (sources, known) = Sources::start(config);
     let mut app = App {
-        engine: Engine::new(limits(config)).under(reference),
+        engine: Engine::new(limits(config)).under(reference).without(config.unobservable_runtimes.clone()),
         loaded,
         evidence: Ring::new(rings.evidence).map_err(os("cannot watch a ring"))?,
         bulk: Ring::new(rings.bulk).map_err(os("cannot watch a ring"))?,

@@ -169,6 +169,14 @@ pub static KEYS: &[Key] = &[
         slot: Slot::Reference(|config| &mut config.reference_userns),
     },
     Key {
+        name: "unobservable_runtimes",
+        help: "Runtime classes, or the runtime's handlers, whose pods run in a virtual machine or on a kernel of their own \
+               (a name that ends in `*` stands for all that begin so): nothing but I1 is told of them, and what was not \
+               told is counted",
+        ps: false,
+        slot: Slot::Names(|config| &mut config.unobservable_runtimes),
+    },
+    Key {
         name: "container_budget",
         help: "Executed programs and ended processes that the kernel tells of each container in a second; what is \
                beyond that is counted and told as `suppressed`. Evidence for findings knows no budget",

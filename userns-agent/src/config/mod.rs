@@ -84,6 +84,8 @@ pub struct Config {
     pub max_processes: u64,
     /// The user namespace that counts as the host's.
     pub reference_userns: ReferenceUserns,
+    /// Runtime classes and handlers whose pods run where this kernel does not see them.
+    pub unobservable_runtimes: Vec<String>,
     /// Everyday records that a container may send in a second.
     pub container_budget: u64,
     /// The only mechanism for hooks that have it; `None`: the best that the kernel takes.
@@ -112,6 +114,7 @@ impl Default for Config {
             max_containers: 8192,
             max_processes: 65_536,
             reference_userns: ReferenceUserns::Auto,
+            unobservable_runtimes: ["kata*", "gvisor", "runsc*"].map(str::to_owned).to_vec(),
             container_budget: 500,
             probe_mechanism: None,
         }

@@ -61,6 +61,8 @@ pub enum Slot {
     Mechanism(Field<Option<Mechanism>>),
     /// One of [`ReferenceUserns`].
     Reference(Field<ReferenceUserns>),
+    /// Names of Kubernetes objects, each perhaps with a `*` at its end.
+    Names(Field<Vec<String>>),
     /// Absolute paths.
     Paths(Field<Vec<PathBuf>>),
 }
@@ -106,26 +108,33 @@ impl Slot {
             Self::Level(field) => store(field(config), choose(&LEVELS, raw)),
             Self::Mechanism(field) => store(field(config), choose(&MECHANISMS, raw)),
             Self::Reference(field) => store(field(config), raw.reference()),
-            Self::Paths(field) => return self.set_paths(field(config), raw),
+            Self::Names(field) => return self.set_list(field(config), raw, name),
+            Self::Paths(field) => return self.set_list(field(config), raw, absolute),
         };
         if stored { Ok(()) } else { Err(self.mismatch(None, raw)) }
     }
 
-    fn set_paths(&self, paths: &mut Vec<PathBuf>, raw: &Raw<'_>) -> Result<(), Mismatch> {
+    fn set_list<T>(
+        &self,
+        list: &mut Vec<T>,
+        raw: &Raw<'_>,
+        read_one: fn(&str) -> Option<T>,
+    ) -> Result<(), Mismatch> {
         let parts: Vec<Raw<'_>> = match raw {
             Raw::Tree(Value::Array(list)) => list.iter().map(Raw::Tree).collect(),
             Raw::Text(text) => text.split(',').map(Raw::Text).collect(),
             Raw::Tree(_) => return Err(self.mismatch(None, raw)),
         };
         let read = |(index, part): (usize, &Raw<'_>)| {
-            part.text().and_then(absolute).ok_or_else(|| self.mismatch(Some(index), part))
+            part.text().and_then(read_one).ok_or_else(|| self.mismatch(Some(index), part))
         };
-        *paths = parts.iter().enumerate().map(read).collect::<Result<_, _>>()?;
+        *list = parts.iter().enumerate().map(read).collect::<Result<_, _>>()?;
         Ok(())
     }
 
     fn mismatch(&self, index: Option<usize>, raw: &Raw<'_>) -> Mismatch {
         let allowed = match index {
+            Some(_) if matches!(self, Self::Names(_)) => "a name, perhaps with `*` at its end".to_owned(),
             Some(_) => "an absolute path".to_owned(),
             None => self.allowed(),
         };
@@ -152,6 +161,10 @@ impl Slot {
             Self::Level(_) => one_of(&LEVELS),
             Self::Mechanism(_) => one_of(&MECHANISMS),
             Self::Reference(_) => "`auto`, `initial`, or a process id".to_owned(),
+            Self::Names(_) => {
+                "a list of names, each perhaps with `*` at its end (in flags and the environment, separated by commas)"
+                    .to_owned()
+            }
             Self::Paths(_) => {
                 "a list of absolute paths (in flags and the environment, separated by commas)".to_owned()
             }
@@ -172,6 +185,7 @@ impl Slot {
             Self::Level(_) => "LEVEL",
             Self::Mechanism(_) => "MECHANISM",
             Self::Reference(_) => "USERNS",
+            Self::Names(_) => "NAMES",
             Self::Paths(_) => "PATHS",
         }
     }
@@ -204,6 +218,10 @@ impl Slot {
                 ReferenceUserns::Initial => "initial".to_owned(),
                 ReferenceUserns::Process(pid) => pid.to_string(),
             },
+            Self::Names(field) => {
+                let names: Vec<_> = field(config).iter().map(quote).collect();
+                format!("[{}]", names.join(", "))
+            }
             Self::Paths(field) => {
                 let paths: Vec<_> = field(config).iter().map(|path| quote(path.display())).collect();
                 format!("[{}]", paths.join(", "))
@@ -308,6 +326,14 @@ fn path(text: &str) -> Option<PathBuf> {
 
 fn absolute(text: &str) -> Option<PathBuf> {
     path(text).filter(|path| path.is_absolute())
+}
+
+/// A name as Kubernetes has them (RFC 1123), perhaps with a `*` behind it.
+fn name(text: &str) -> Option<String> {
+    let stem = text.strip_suffix('*').unwrap_or(text);
+    let allowed =
+        |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || matches!(byte, b'-' | b'.');
+    (!stem.is_empty() && stem.len() <= 253 && stem.bytes().all(allowed)).then(|| text.to_owned())
 }
 
 fn choose<T: Copy>(choices: &[(&str, T)], raw: &Raw<'_>) -> Option<T> {

@@ -1,16 +1,20 @@
 //! Takes inputs in order, keeps the tables, asks the rules.
 
+mod intrusion;
+mod stats;
+
+pub use stats::Stats;
+
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 use userns_common::kind::{Hook, Operation, Relation, lineage, origin, state, verdict};
 
-use super::context::{Context, Runtimes};
+use super::context::{Context, Runtimes, Unobservable};
 use super::finding::{
     CameFrom, CapabilityUse, ContainerRef, Finding, HostNamespaces, PodRef, Severity, Status,
 };
 use super::open::{Key, OpenFindings};
-use super::pods::Promise;
 use super::rules::{self, RuleId};
 use super::state::{Sizes, State};
 use super::withheld::{Budgets, Withheld};
@@ -50,43 +54,6 @@ pub enum Output {
     Forget(CgroupId),
 }
 
-/// Numbers for metrics.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Stats {
-    /// Pods known.
-    pub pods: usize,
-    /// Of these, promised a user namespace, and promised the host's.
-    pub promised: (usize, usize),
-    /// Live containers known.
-    pub containers: usize,
-    /// Processes known.
-    pub processes: usize,
-    /// Findings open.
-    pub open: usize,
-    /// Detections folded into open findings.
-    pub repeated: u64,
-    /// Findings of earlier runs that were found again.
-    pub recognised: u64,
-    /// Rows that fell out of full tables, by table.
-    pub evicted: BTreeMap<&'static str, u64>,
-    /// Records judged without their container, because it did not become known in time.
-    pub unattributed: u64,
-    /// Checks by (relation, denied), from the aggregation table.
-    pub checks: BTreeMap<(&'static str, bool), u64>,
-}
-
-impl Stats {
-    /// Pods that were promised this.
-    #[must_use]
-    pub fn pods_promised(&self, promise: Promise) -> usize {
-        match promise {
-            Promise::UserNamespace => self.promised.0,
-            Promise::HostUsers => self.promised.1,
-            Promise::Unknown => self.pods - self.promised.0 - self.promised.1,
-        }
-    }
-}
-
 /// The engine.
 #[derive(Debug)]
 pub struct Engine {
@@ -95,6 +62,8 @@ pub struct Engine {
     state: State,
     runtimes: Runtimes,
     reference: Reference,
+    unobservable: Unobservable,
+    withheld_unobservable: u64,
     open: OpenFindings,
     pending: VecDeque<(Nanos, Event)>,
     unattributed: u64,
@@ -115,6 +84,8 @@ impl Engine {
             state: State::new(Sizes { containers: limits.containers, processes: limits.processes }),
             runtimes: Runtimes::default(),
             reference: Reference::default(),
+            unobservable: Unobservable::default(),
+            withheld_unobservable: 0,
             open: OpenFindings::new(MAX_OPEN),
             pending: VecDeque::new(),
             unattributed: 0,
@@ -129,6 +100,12 @@ impl Engine {
     #[must_use]
     pub fn under(self, reference: Reference) -> Self {
         Self { reference, ..self }
+    }
+
+    /// The same, where pods of these runtime classes are not observable: names, or beginnings that end in `*`.
+    #[must_use]
+    pub fn without(self, classes: Vec<String>) -> Self {
+        Self { unobservable: Unobservable(classes), ..self }
     }
 
     /// Takes one input and appends what follows from it to `out`.
@@ -146,30 +123,6 @@ impl Engine {
                 self.now = self.now.max(time);
                 self.tick(out);
             }
-        }
-    }
-
-    /// The numbers as they stand.
-    #[must_use]
-    pub fn stats(&self) -> Stats {
-        let mut checks = self.past_checks.clone();
-        for (key, value) in &self.checks {
-            *checks.entry(check_label(key)).or_default() += value.count;
-        }
-        let mut evicted = self.state.evicted.clone();
-        evicted.insert("findings", self.open.evicted);
-        let promised = |what| self.state.pods().filter(|(_, pod)| pod.promise() == what).count();
-        Stats {
-            pods: self.state.pods().count(),
-            promised: (promised(Promise::UserNamespace), promised(Promise::HostUsers)),
-            containers: self.state.containers().filter(|container| !container.id.is_empty()).count(),
-            processes: self.state.nr_processes(),
-            open: self.open.len(),
-            repeated: self.open.repeated,
-            recognised: self.open.earlier.recognised,
-            evicted,
-            unattributed: self.unattributed,
-            checks,
         }
     }
 
@@ -245,37 +198,6 @@ impl Engine {
         }
     }
 
-    /// Takes note of a task that came into the namespaces of a container from elsewhere: from no pod, or from another.
-    /// Returns that container.
-    fn intrusion(
-        &mut self,
-        event: &TaskEvent,
-        time: Nanos,
-        hook: &'static str,
-        reasons: u32,
-    ) -> Option<CgroupId> {
-        let own = CgroupId(event.task.lineage.container);
-        let late = reasons & reason::PAST_GRACE != 0;
-        if event.task.lineage.origin == origin::FOREIGN {
-            self.state.intruding(own, event, time, hook, late);
-            return Some(own);
-        }
-        let joined = event.call.as_ref().filter(|_| reasons & reason::FOREIGN_ENTRY != 0);
-        // credentials of another namespace than that of the lineage were replaced: another matter
-        let own_ns = event.task.pod_userns.filter(|ns| ns.inum == event.task.lineage.userns_inum);
-        let inum = joined.map(|call| call.target_inum).or(own_ns.map(|ns| ns.inum))?;
-        let owner = self.state.owner_of(inum, own)?;
-        let promised = |id| self.context(Some(id)).promised();
-        if joined.is_none() && promised(own) && !promised(owner) {
-            // the other way round: the other's program was met first
-            let first = self.state.disown(owner)?;
-            self.state.intruding(own, &first, time, hook, false);
-            return Some(own);
-        }
-        self.state.intruding(owner, event, time, hook, late);
-        Some(owner)
-    }
-
     /// Whether a task that was found in a container, rather than seen to enter, may be a runtime that has a mount
     /// namespace of its own and is on its way in.
     fn found_runtime(&self, event: &TaskEvent) -> bool {
@@ -312,7 +234,8 @@ impl Engine {
             container.host_workload = Some((time, Box::new(event.clone())));
             changed = true;
         }
-        if reasons & reason::HOST_CAPABILITY != 0 && task.lineage.state == state::ENTERING {
+        let monitor = self.runtimes.is_monitor(event);
+        if reasons & reason::HOST_CAPABILITY != 0 && task.lineage.state == state::ENTERING && !monitor {
             let call = event.call.as_ref();
             if let Some(capability) = call.and_then(|call| call.capability) {
                 let syscall = call.and_then(|call| call.syscall);
@@ -359,7 +282,8 @@ impl Engine {
                 self.known_better(&concerned, out);
             }
             Fact::SandboxGone(id) => self.state.sandbox_gone(&id, self.now),
-            Fact::RuntimeImages(images) => self.runtimes = Runtimes::new(&images),
+            Fact::RuntimeImages(images) => self.runtimes.set(&images),
+            Fact::MonitorImages(images) => self.runtimes.set_monitors(&images),
             Fact::Aggregates(rows) => self.aggregates(rows),
             Fact::Budgets(rows) => {
                 for (container, mut withheld) in self.budgets.take(&rows, self.now) {
@@ -473,6 +397,7 @@ impl Engine {
             now: self.now,
             grace: self.grace,
             reference: &self.reference,
+            unobservable: &self.unobservable,
             container,
             pod,
             runtimes: &self.runtimes,
@@ -487,6 +412,11 @@ impl Engine {
         container: Option<CgroupId>,
         out: &mut Vec<Output>,
     ) {
+        // what proves tampering with the kernel is told of any pod
+        if rule != RuleId::I1 && !found.is_empty() && self.context(container).is_unobservable() {
+            self.withheld_unobservable += found.len() as u64;
+            return;
+        }
         for detection in found {
             let Some(key) = self.open.take(rule, detection, container) else { continue };
             let Some(finding) = self.described(&key) else { continue };

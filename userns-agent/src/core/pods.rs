@@ -73,6 +73,11 @@ impl Pod {
         objects.min_by_key(|(source, said)| (said.gone.is_some(), **source)).map(|(_, said)| &said.spec)
     }
 
+    /// Its runtime class, and the runtime's handler, as far as sources tell.
+    pub fn runtime_classes(&self) -> impl Iterator<Item = &str> {
+        self.said.values().filter_map(|said| said.spec.runtime_class.as_deref())
+    }
+
     /// Sources that describe it, the best first.
     pub fn sources(&self) -> impl Iterator<Item = PodSource> {
         self.said.keys().copied()

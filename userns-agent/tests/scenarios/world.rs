@@ -15,6 +15,8 @@ use userns_agent::event::{
 pub(crate) const HOST_NS: u32 = 0xEFFF_FFFD;
 /// An executable on the host's disk that is a runtime.
 pub(crate) const RUNC: Image = Image { ino: 100, dev: 8 << 20 | 1, nlink: 1 };
+/// A monitor's executable on the host's disk.
+pub(crate) const CONMON: Image = Image { ino: 101, dev: 8 << 20 | 1, nlink: 1 };
 /// An executable on the host's disk that is none.
 pub(crate) const SLEEP: Image = Image { ino: 200, dev: 8 << 20 | 1, nlink: 1 };
 /// A sealed copy of a runtime: a memfd.
@@ -131,6 +133,7 @@ impl Actor {
     pub(crate) fn foreign(mut self) -> Self {
         let task = &mut self.0.task;
         task.lineage.origin = origin::FOREIGN;
+        task.lineage.told = reason::ID_OUTSIDE_MAP | reason::LEFT_CGROUP;
         task.lineage.flags = 0;
         if task.lineage.state == 0 {
             task.lineage.state = state::ENTERING;
@@ -174,13 +177,14 @@ impl World {
             processes: 1024,
         };
         let mut world = Self {
-            engine: Engine::new(limits),
+            engine: Engine::new(limits).without(vec!["kata*".to_owned(), "gvisor".to_owned()]),
             now: SECOND,
             findings: Vec::new(),
             forgotten: Vec::new(),
             next_cgroup: 1000,
         };
-        world.fact(Fact::RuntimeImages(vec![RUNC]));
+        world.fact(Fact::RuntimeImages(vec![RUNC, CONMON]));
+        world.fact(Fact::MonitorImages(vec![CONMON]));
         world
     }
 
@@ -243,6 +247,18 @@ impl World {
             namespace: "default".into(),
             name: format!("pod-{n}"),
             host_users,
+            ..PodSpec::default()
+        };
+        self.fact(Fact::Pods(PodSource::PodsFile, vec![spec]));
+    }
+
+    pub(crate) fn declared_with_class(&mut self, n: u32, class: &str) {
+        let spec = PodSpec {
+            uid: uid(n),
+            namespace: "default".into(),
+            name: format!("pod-{n}"),
+            host_users: Some(false),
+            runtime_class: Some(class.into()),
             ..PodSpec::default()
         };
         self.fact(Fact::Pods(PodSource::PodsFile, vec![spec]));

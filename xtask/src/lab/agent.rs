@@ -98,7 +98,9 @@ impl Agent {
         // the lab's runtimes are in none of the places where a distribution puts them
         let runtimes =
             [&lab.runtimes().runc.path, &lab.runtimes().crun.path].map(|path| path.display().to_string());
-        command.arg("--runtime-paths").arg(runtimes.join(","));
+        if !extra_args.contains(&"--runtime-paths") {
+            command.arg("--runtime-paths").arg(runtimes.join(","));
+        }
         if !extra_args.contains(&"--state-dir") {
             command.arg("--state-dir").arg(lab.file(&format!("state-{}", ids::lab_id()?)));
         }

@@ -1,7 +1,9 @@
 //! Who comes into a pod's namespaces without coming into its cgroup, from the host and from another pod; and runtimes,
 //! which do so for a moment.
 
-use std::process::{Command, Stdio};
+use std::os::unix::process::CommandExt as _;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
@@ -9,7 +11,7 @@ use xtask::lab::{
     Agent, Capabilities, Container, ContainerSpec, IdRange, Line, Pod, PodSpec, ProcessSpec, RuntimeName,
 };
 
-use crate::{Node, losses, rounds, slowdown, told};
+use crate::{Node, losses, metric, rounds, slowdown, told};
 
 /// A pod with a user namespace, and a container that sleeps in it.
 fn honest(node: &Node, runtime: RuntimeName, range: u16) -> Result<(Pod, Container)> {
@@ -111,5 +113,54 @@ fn runtimes_that_execute_into_a_pod_and_join_its_sandbox_are_not_told() -> Resul
     // longer than the grace period and a sweep
     agent.settle(Duration::from_secs(9))?;
     ensure!(agent.findings().is_empty(), "{}", told(&agent));
+    Ok(())
+}
+
+/// A program called `conmon` that sleeps, and ends with the value.
+struct Monitor(Child);
+
+impl Monitor {
+    fn start(at: &Path) -> Result<Self> {
+        // any static program will do for the executable: its identity is what counts
+        let child = Command::new(at).arg0("sleep").arg("600").stdin(Stdio::null()).spawn();
+        Ok(Self(child.with_context(|| format!("cannot start {}", at.display()))?))
+    }
+}
+
+impl Drop for Monitor {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[test]
+fn a_monitor_may_stay_in_a_containers_cgroup_and_an_impostor_may_not() -> Result<()> {
+    let Some(node) = Node::new("a_monitor_may_stay_in_a_containers_cgroup")? else { return Ok(()) };
+    let [own, other] = ["own", "other"].map(|name| node.lab.dir().join(name).join("conmon"));
+    for path in [&own, &other] {
+        std::fs::create_dir_all(path.parent().context("a file in a directory")?)?;
+        std::fs::copy(node.lab.busybox()?, path)?;
+    }
+    let runtimes = node.lab.runtimes();
+    let paths =
+        [&runtimes.runc.path, &runtimes.crun.path, &own].map(|path| path.display().to_string()).join(",");
+    let agent = node.agent(&["--runtime-paths", &paths])?;
+    let (_pod, container) = honest(&node, RuntimeName::Runc, 45_020)?;
+    let monitor = Monitor::start(&own)?;
+    node.lab.move_into_cgroup(monitor.0.id(), &container)?;
+    // longer than the grace period and a sweep
+    std::thread::sleep(Duration::from_secs(9) * slowdown());
+    ensure!(agent.findings().is_empty(), "{}", told(&agent));
+    let monitors = metric(&agent.http_get("/metrics")?.body, "userns_monitors", &[]);
+    ensure!((monitors - 1.0).abs() < f64::EPSILON, "{monitors} monitors are counted");
+
+    let impostor = Monitor::start(&other)?;
+    node.lab.move_into_cgroup(impostor.0.id(), &container)?;
+    let pid = format!("(pid {})", impostor.0.id());
+    wait(&agent, |line| {
+        line.text("/finding/rule/id") == Some("I2")
+            && line.text("/finding/why").is_some_and(|why| why.contains(&pid))
+    })?;
     Ok(())
 }

@@ -1,6 +1,6 @@
 //! I4: ids outside the pod's range.
 
-use userns_common::kind::{lineage, origin, reason, state};
+use userns_common::kind::{lineage, reason, state};
 
 use super::{Observed, Rule, who};
 use crate::core::context::Context;
@@ -24,8 +24,9 @@ pub(super) const RULE: Rule = Rule {
     evidence: "The eight ids of `real_cred` at fork, exec, exit, namespace calls and in the sweep, against the map of \
                the pod's user namespace and kubelet's record. Supplementary groups are not looked at.",
     exceptions: "Runtimes hold host id 0 in the new namespace for microseconds before they take the container's; ids are \
-                 judged from the first program on. An administrator who moves a process of the host into a pod's cgroup \
-                 and its user namespace, and keeps its ids, is reported.",
+                 judged from the first program on. Those of who joined the namespace from elsewhere are I12's matter. An \
+                 administrator who moves a process of the host into a pod's user namespace and then its cgroup, and keeps \
+                 its ids, is reported.",
     respond: "Critical: treat the node as compromised, as for I1. High: find whose range the id is in; files of that owner \
               are within reach.",
 };
@@ -34,8 +35,9 @@ pub(super) fn on_task(observed: &Observed<'_>, context: &Context<'_>) -> Vec<Det
     let task = &observed.event.task;
     let workload = task.lineage.flags & lineage::WORKLOAD != 0;
     let left = observed.reasons & reason::LEFT_USERNS != 0;
-    // what came in from elsewhere may have kept the ids that it had there: rule I12's case
-    let own = task.lineage.state == state::INSIDE && task.lineage.origin != origin::FOREIGN && workload;
+    // the kernel has told it, or will not: what came in from elsewhere may have kept the ids that it had there (I12)
+    let settled = task.lineage.told & !observed.reasons & reason::ID_OUTSIDE_MAP != 0;
+    let own = task.lineage.state == state::INSIDE && workload && !settled;
     let Some(ns) = task.pod_userns.filter(|_| own && !left) else {
         return Vec::new();
     };

@@ -80,6 +80,13 @@ impl Metrics {
         self.families.reference_level.set(i64::from(reference.level));
     }
 
+    /// What is known and deliberately not told: pods and verdicts about them, and monitors.
+    pub fn tolerated(&self, pods: usize, withheld: u64, monitors: usize) {
+        set(&self.families.unobservable, pods);
+        set(&self.families.unobservable_withheld, usize::try_from(withheld).unwrap_or(usize::MAX));
+        set(&self.families.monitors, monitors);
+    }
+
     fn begin_at_zero(&self) {
         for severity in SEVERITIES {
             for rule in RuleId::ALL {

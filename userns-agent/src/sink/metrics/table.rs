@@ -207,6 +207,16 @@ table! {
             .by(&[STATE_OPERATION]);
     pods: IntGaugeVec = gauge("userns_pods", "Pods known, by what they were promised").by(&[PROMISE]);
     containers: IntGauge = gauge("userns_containers", "Live containers known");
+    unobservable: IntGauge = gauge(
+        "userns_pods_unobservable",
+        "Pods known that run where this kernel does not see them, by their runtime class",
+    );
+    unobservable_withheld: IntGauge = gauge(
+        "userns_unobservable_withheld",
+        "Verdicts about such pods that were not told, since the start",
+    );
+    monitors: IntGauge =
+        gauge("userns_monitors", "Runtimes' monitors in containers' cgroups with the host's user namespace");
     processes: IntGauge = gauge("userns_processes_tracked", "Processes known");
     checks: IntCounterVec =
         counter("userns_capability_checks_total", "Checks and calls in the kernel's aggregation table")
