@@ -18,7 +18,7 @@ pub fn cgroup_path(data: &[u8]) {
         *parent = cgroup::role_of(*parent, name.as_bytes());
         Some(*parent)
     });
-    let is_pod = roles.into_iter().any(|role| role == role::POD);
+    let is_pod = roles.into_iter().any(|role| matches!(role, role::POD | role::CONTAINER));
     let found = cgroup::parse(path);
     assert_eq!(found.is_some(), is_pod, "the roles of the components say otherwise");
     let Some(found) = found else { return };

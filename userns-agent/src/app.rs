@@ -68,6 +68,9 @@ pub enum RunError {
     /// No cgroup hierarchy.
     #[error(transparent)]
     Cgroups(#[from] CgroupFsError),
+    /// What counts as the host's is not known.
+    #[error(transparent)]
+    Reference(#[from] crate::host::reference::ReferenceError),
     /// An output cannot be opened.
     #[error(transparent)]
     Output(#[from] io::OutputError),
@@ -86,6 +89,7 @@ impl From<&RunError> for ExitCode {
         match error {
             RunError::NotRoot => Self::NotPermitted,
             RunError::OwnUserNamespace { .. }
+            | RunError::Reference(_)
             | RunError::Features(_)
             | RunError::Load(_)
             | RunError::NoProbe(_)

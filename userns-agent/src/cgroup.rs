@@ -8,12 +8,13 @@
 //! | systemd | Podman | `kubepods-pod<uid>.slice/libpod-<id>.scope[/container]` |
 //! | cgroupfs | containerd, Docker | `pod<uid>/<id>` |
 //! | cgroupfs | CRI-O | `pod<uid>/crio-<id>` |
+//! | systemd told, cgroupfs done | containerd, CRI-O | `kubepods-burstable-pod<uid>.slice:cri-containerd:<id>`, all in one name |
 //! | both | monitors | `crio-conmon-<id>[.scope]`, `libpod-conmon-<id>[.scope]` |
 //!
 //! Anything may stand before the pod's component (`kubelet.slice`, a node that is itself a container) and after
 //! the container's. What a component is, is decided by [`userns_common::cgroup`], as in the kernel.
 
-use userns_common::cgroup::{classify, pod_uid, role, to_name};
+use userns_common::cgroup::{Unsplit, classify, pod_uid, role, to_name, unsplit};
 use userns_common::limits::CGROUP_NAME_LEN;
 
 use crate::event::PodUid;
@@ -100,10 +101,11 @@ pub fn parse(path: &str) -> Option<PodCgroup> {
     let mut parent = None;
     let pod = loop {
         let component = components.next()?;
-        if role_of(role::NONE, component.as_bytes()) == role::POD {
-            break component;
+        match role_of(role::NONE, component.as_bytes()) {
+            role::POD => break component,
+            role::CONTAINER => return parse_unsplit(component, components.count()),
+            _ => parent = Some(component),
         }
-        parent = Some(component);
     };
     let (name, len) = to_name(pod.as_bytes())?;
     let (start, uid_len) = pod_uid(&name, len)?;
@@ -121,6 +123,25 @@ pub fn parse(path: &str) -> Option<PodCgroup> {
         container: container.map(container_id),
         below: components.count(),
         monitor: container.is_some_and(|name| role_of(role::POD, name.as_bytes()) == role::MONITOR),
+    })
+}
+
+/// Reads the name of a container's directory that names its pod as well.
+fn parse_unsplit(component: &str, below: usize) -> Option<PodCgroup> {
+    let (name, len) = to_name(component.as_bytes())?;
+    let Unsplit { uid: (start, uid_len), prefix, id } = unsplit(&name, len)?;
+    let said = component.get(prefix..id - 1)?;
+    let runtime = PREFIXES.iter().find(|(prefix, _)| prefix.strip_suffix('-') == Some(said));
+    Some(PodCgroup {
+        uid: PodUid::parse(component.get(start..start + uid_len)?)?,
+        qos: qos(component.get(..start)?.strip_suffix("-pod")?),
+        driver: Driver::Cgroupfs,
+        container: Some(ContainerId {
+            id: component.get(id..)?.to_owned(),
+            runtime: runtime.map(|(_, runtime)| *runtime),
+        }),
+        below,
+        monitor: false,
     })
 }
 
@@ -160,117 +181,78 @@ mod tests {
     const HASH: &str = "51bd78aa51bd78aa51bd78aa51bd78aa";
     const ID: &str = "5a2f0c9be7d14c3f8a61b2e4d0937f5ac1b8e6d2470f93ab5c6d7e8f90a1b2c3";
 
-    /// A path with `U`, `_`, `H` and `I` for uid, underscored uid, hash and id, and what it says.
-    type Row =
-        (&'static str, &'static str, Qos, Driver, Option<(&'static str, Option<&'static str>)>, usize, bool);
+    /// Real paths and hostile ones, with what they say: see the head of the file.
+    const CORPUS: &str = include_str!("../tests/cgroup_paths.txt");
 
-    #[rustfmt::skip]
-    const CORPUS: &[Row] = {
-        use Driver::{Cgroupfs, Systemd};
-        use Qos::{BestEffort, Burstable, Guaranteed};
-        const CONTAINERD: Option<(&str, Option<&str>)> = Some((ID, Some("containerd")));
-        const CRIO: Option<(&str, Option<&str>)> = Some((ID, Some("cri-o")));
-        const DOCKER: Option<(&str, Option<&str>)> = Some((ID, Some("docker")));
-        const PODMAN: Option<(&str, Option<&str>)> = Some((ID, Some("podman")));
-        const PLAIN: Option<(&str, Option<&str>)> = Some((ID, None));
-        &[
-            // kubelet with the systemd driver
-            ("/kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod<_>.slice", UID, Burstable, Systemd, None, 0, false),
-            ("/kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod<_>.slice/cri-containerd-<I>.scope", UID, Burstable, Systemd, CONTAINERD, 0, false),
-            ("/kubepods.slice/kubepods-besteffort.slice/kubepods-besteffort-pod<_>.slice/cri-containerd-<I>.scope", UID, BestEffort, Systemd, CONTAINERD, 0, false),
-            ("/kubepods.slice/kubepods-pod<_>.slice/cri-containerd-<I>.scope", UID, Guaranteed, Systemd, CONTAINERD, 0, false),
-            ("/kubepods.slice/kubepods-pod<_>.slice/crio-<I>.scope", UID, Guaranteed, Systemd, CRIO, 0, false),
-            ("/kubepods.slice/kubepods-pod<_>.slice/crio-<I>.scope/container", UID, Guaranteed, Systemd, CRIO, 1, false),
-            ("/kubepods.slice/kubepods-pod<_>.slice/crio-<I>.scope/container/exec", UID, Guaranteed, Systemd, CRIO, 2, false),
-            ("/kubepods.slice/kubepods-pod<_>.slice/crio-<I>.scope/exec", UID, Guaranteed, Systemd, CRIO, 1, false),
-            ("/kubepods.slice/kubepods-pod<_>.slice/crio-conmon-<I>.scope", UID, Guaranteed, Systemd, CRIO, 0, true),
-            ("/kubepods.slice/kubepods-pod<_>.slice/docker-<I>.scope", UID, Guaranteed, Systemd, DOCKER, 0, false),
-            ("/kubepods.slice/kubepods-pod<_>.slice/libpod-<I>.scope/container", UID, Guaranteed, Systemd, PODMAN, 1, false),
-            ("/kubepods.slice/kubepods-pod<_>.slice/libpod-conmon-<I>.scope", UID, Guaranteed, Systemd, PODMAN, 0, true),
-            ("/kubepods.slice/kubepods-pod<_>.slice/runtime-of-tomorrow-<I>.scope", UID, Guaranteed, Systemd, PLAIN, 0, false),
-            ("/kubelet.slice/kubelet-kubepods.slice/kubelet-kubepods-besteffort.slice/kubelet-kubepods-besteffort-pod<_>.slice/cri-containerd-<I>.scope", UID, BestEffort, Systemd, CONTAINERD, 0, false),
-            // kubelet with the cgroupfs driver
-            ("/kubepods/burstable/pod<U>", UID, Burstable, Cgroupfs, None, 0, false),
-            ("/kubepods/burstable/pod<U>/<I>", UID, Burstable, Cgroupfs, PLAIN, 0, false),
-            ("/kubepods/besteffort/pod<U>/<I>", UID, BestEffort, Cgroupfs, PLAIN, 0, false),
-            ("/kubepods/pod<U>/<I>", UID, Guaranteed, Cgroupfs, PLAIN, 0, false),
-            ("/kubepods/pod<U>/crio-<I>", UID, Guaranteed, Cgroupfs, CRIO, 0, false),
-            ("/kubepods/pod<U>/crio-conmon-<I>", UID, Guaranteed, Cgroupfs, CRIO, 0, true),
-            ("/kubepods/besteffort/pod<U>/libpod-<I>", UID, BestEffort, Cgroupfs, PODMAN, 0, false),
-            ("/custom/root/kubepods/burstable/pod<U>/<I>/container", UID, Burstable, Cgroupfs, PLAIN, 1, false),
-            // static pods
-            ("/kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod<H>.slice/cri-containerd-<I>.scope", HASH, Burstable, Systemd, CONTAINERD, 0, false),
-            ("/kubepods/burstable/pod<H>/<I>", HASH, Burstable, Cgroupfs, PLAIN, 0, false),
-            // nodes that are containers: kind, minikube, k3d; and a reader in a cgroup namespace of its own
-            ("/system.slice/docker-<I>.scope/kubelet.slice/kubelet-kubepods.slice/kubelet-kubepods-pod<_>.slice/cri-containerd-<I>.scope", UID, Guaranteed, Systemd, CONTAINERD, 0, false),
-            ("/docker/<I>/kubelet/kubepods/besteffort/pod<U>/<I>", UID, BestEffort, Cgroupfs, PLAIN, 0, false),
-            ("/docker/<I>/kubepods/besteffort/pod<U>/<I>", UID, BestEffort, Cgroupfs, PLAIN, 0, false),
-            ("/machine.slice/libpod-<I>.scope/container/kubelet.slice/kubelet-kubepods.slice/kubelet-kubepods-burstable.slice/kubelet-kubepods-burstable-pod<_>.slice/crio-<I>.scope", UID, Burstable, Systemd, CRIO, 0, false),
-            ("/../../kubepods/besteffort/pod<U>/<I>", UID, BestEffort, Cgroupfs, PLAIN, 0, false),
-            // what workloads make of it: the first pod component counts
-            ("/kubepods/pod<U>/<I>/kubepods/burstable/pod<H>/<I>", UID, Guaranteed, Cgroupfs, PLAIN, 4, false),
-            ("/kubepods/pod<U>/<I>/crio-conmon-<I>.scope", UID, Guaranteed, Cgroupfs, PLAIN, 1, false),
-            ("/kubepods/pod<U>/<I>/system.slice/nginx.service", UID, Guaranteed, Cgroupfs, PLAIN, 2, false),
-            ("/kubepods/pod<U>/crio-conmon-<I>/x/y", UID, Guaranteed, Cgroupfs, CRIO, 2, true),
-            ("/kubepods/pod<U>/anything", UID, Guaranteed, Cgroupfs, Some(("anything", None)), 0, false),
-            ("/kubepods/pod<U>/crio-", UID, Guaranteed, Cgroupfs, Some(("crio-", None)), 0, false),
-            ("kubepods//pod<U>///<I>/", UID, Guaranteed, Cgroupfs, PLAIN, 0, false),
-        ]
-    };
+    /// What a line says of a path: `None` if it is no pod's.
+    type Row = (String, Option<(PodCgroup, u32)>);
+
+    fn corpus() -> Vec<Row> {
+        let lines = CORPUS.lines().filter(|line| !line.is_empty() && !line.starts_with('#'));
+        lines.map(row).collect()
+    }
+
+    fn row(line: &str) -> Row {
+        let columns: Vec<&str> = line.split(' ').collect();
+        let path = fill(columns[0]);
+        let [_, uid, id, runtime, role, qos, driver, below] = columns[..] else {
+            assert_eq!(columns.len(), 1, "{line}");
+            return (path, None);
+        };
+        let known = ["containerd", "cri-o", "docker", "podman"];
+        let container = (id != "-").then(|| ContainerId {
+            id: if id == "I" { ID.to_owned() } else { id.to_owned() },
+            runtime: (runtime != "-").then(|| known.into_iter().find(|known| *known == runtime).unwrap()),
+        });
+        let says = PodCgroup {
+            uid: PodUid::parse(if uid == "H" { HASH } else { UID }).unwrap(),
+            qos: match qos {
+                "guaranteed" => Qos::Guaranteed,
+                "burstable" => Qos::Burstable,
+                "besteffort" => Qos::BestEffort,
+                _ => panic!("{line}"),
+            },
+            driver: match driver {
+                "cgroupfs" => Driver::Cgroupfs,
+                "systemd" => Driver::Systemd,
+                _ => panic!("{line}"),
+            },
+            container,
+            below: below.parse().unwrap(),
+            monitor: role == "monitor",
+        };
+        let role = match role {
+            "pod" => role::POD,
+            "container" => role::CONTAINER,
+            "nested" => role::NESTED,
+            "monitor" => role::MONITOR,
+            _ => panic!("{line}"),
+        };
+        (path, Some((says, role)))
+    }
 
     fn fill(path: &str) -> String {
-        path.replace("<U>", UID).replace("<_>", UNDERSCORED).replace("<H>", HASH).replace("<I>", ID)
+        path.replace("<U>", UID)
+            .replace("<_>", UNDERSCORED)
+            .replace("<H>", HASH)
+            .replace("<I>", ID)
+            .replace("\\n", "\n")
     }
 
     #[test]
-    fn every_known_form_is_read() {
-        for (path, uid, qos, driver, container, below, monitor) in CORPUS {
-            let container = container.map(|(id, runtime)| ContainerId { id: id.into(), runtime });
-            let (qos, driver, below, monitor) = (*qos, *driver, *below, *monitor);
-            let expected =
-                PodCgroup { uid: PodUid::parse(uid).unwrap(), qos, driver, container, below, monitor };
-            assert_eq!(parse(&fill(path)), Some(expected), "{path}");
+    fn every_path_of_the_corpus_is_read_as_it_says() {
+        for (path, says) in corpus() {
+            assert_eq!(parse(&path), says.map(|(says, _)| says), "{path:?}");
         }
-    }
-
-    #[test]
-    fn the_host_is_no_pod() {
-        for path in [
-            "",
-            "/",
-            "/init.scope",
-            "/system.slice/containerd.service",
-            "/kubepods.slice",
-            "/kubepods.slice/kubepods-burstable.slice",
-            "/user.slice/user-1000.slice/user@1000.service/app.slice/libpod-<I>.scope",
-            "/system.slice/crio-conmon-<I>.scope",
-            "/kubepods/podman/<I>",
-            "/kubepods/pod<U>x/<I>",
-            "/kubepods/xpod<U>/<I>",
-            "/-pod<H>.slice/<I>",
-            "/kubepods-pod<U>.slice.d/<I>",
-            "/kubepods/pod<U>\n/<I>",
-            "/kubepods/pod<U>\\x00/<I>",
-        ] {
-            assert_eq!(parse(&fill(path)), None, "{path:?}");
-        }
+        assert!(parse("").is_none());
     }
 
     #[test]
     fn roles_agree_with_paths() {
-        for (path, _, _, _, container, below, monitor) in CORPUS {
-            let path = fill(path);
-            let role = path
-                .split('/')
-                .filter(|name| !name.is_empty())
-                .fold(role::NONE, |r, n| role_of(r, n.as_bytes()));
-            let expected = match (container, monitor, below) {
-                (None, ..) => role::POD,
-                (_, true, _) => role::MONITOR,
-                (_, _, 0) => role::CONTAINER,
-                (..) => role::NESTED,
-            };
-            assert_eq!(role, expected, "{path}");
+        for (path, says) in corpus() {
+            let components = path.split('/').filter(|name| !name.is_empty());
+            let role = components.fold(role::NONE, |r, n| role_of(r, n.as_bytes()));
+            assert_eq!(role, says.map_or(role::NONE, |(_, role)| role), "{path:?}");
         }
     }
 
@@ -302,11 +284,12 @@ mod tests {
     /// Paths put together from real pieces, pieces of pieces and junk.
     fn random_path(random: &mut Random) -> String {
         let (pod, slice) = (format!("/pod{UID}/"), format!("/kubepods-pod{HASH}.slice/"));
+        let unsplit = format!("/kubepods-pod{UNDERSCORED}.slice:cri-containerd:{ID}/");
         #[rustfmt::skip]
         let pieces = [
             "/", "/", "/", "pod", "-pod", ".slice", ".scope", "kubepods", "burstable", "besteffort", "crio-", "conmon-",
             UID, UNDERSCORED, HASH, ID, "..", "\n", "\\xff", "\u{1b}[31m", "π", "\0", " (deleted)", "-", "_", "a", "0",
-            &pod, &slice,
+            &pod, &slice, &unsplit, ":cri-containerd:", ":crio:", ":",
         ];
         let mut path = String::new();
         for _ in 0..random.below(24) {
@@ -330,7 +313,15 @@ mod tests {
             pods += 1;
             let named =
                 path.split('/').filter(|component| component.len() <= LONGEST_NAME).find_map(|component| {
-                    let uid = match component.strip_suffix(".slice") {
+                    let unsplit = [":cri-containerd:", ":crio:"].into_iter().find_map(|infix| {
+                        let (slice, id) = component.rsplit_once(infix)?;
+                        is_id(id).then_some(slice)
+                    });
+                    let stem = match unsplit {
+                        Some(slice) => Some(slice.strip_suffix(".slice")?),
+                        None => component.strip_suffix(".slice"),
+                    };
+                    let uid = match stem {
                         Some(stem) => stem.rsplit_once("-pod").filter(|(before, _)| !before.is_empty())?.1,
                         None => component.strip_prefix("pod")?,
                     };

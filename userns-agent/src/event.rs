@@ -4,6 +4,7 @@
 //! namespace sees them; pids are those of the initial pid namespace.
 
 mod pod;
+mod reference;
 mod told;
 
 use std::fmt;
@@ -11,6 +12,7 @@ use std::fmt;
 pub use pod::{
     ContainerKind, ContainerSpec, Owner, PodSource, PodSpec, Sandbox, SecurityContext, UsernsMode, Volume,
 };
+pub use reference::{INITIAL_USERNS, Reference};
 pub use told::{Told, ToldCall, ToldCapability};
 pub use userns_common::cgroup::role;
 pub use userns_common::kind::{
@@ -327,6 +329,8 @@ pub enum Fact {
     SandboxGone(String),
     /// Executables of container runtimes on this node.
     RuntimeImages(Vec<Image>),
+    /// Those of them that watch over a container as long as it, or a program executed into it, lives.
+    MonitorImages(Vec<Image>),
     /// The aggregation table as it stands.
     Aggregates(Vec<(AggregateKey, AggregateValue)>),
     /// What containers were not allowed to send, as totals.

@@ -8,6 +8,10 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 #![expect(clippy::print_stdout, reason = "skips are for who runs the tests")]
 
+#[path = "kernel/foreign.rs"]
+mod foreign;
+#[path = "kernel/nested.rs"]
+mod nested;
 #[path = "kernel/proc_sweep.rs"]
 mod proc_sweep;
 
@@ -21,7 +25,8 @@ use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use userns_agent::core::rules::RuleId;
 use userns_agent::core::{Engine, Limits, Output};
 use userns_agent::decode::decode;
-use userns_agent::event::{Body, Event, Hook, Input, Lineage, lineage, reason, state};
+use userns_agent::event::{Body, Event, Hook, INITIAL_USERNS, Input, Lineage, lineage, reason, state};
+use userns_agent::kernel::features::Host;
 use userns_agent::kernel::load::{Loaded, Rings, load};
 use userns_agent::kernel::plan::Features;
 use userns_agent::kernel::sizes::{Machine, Sizes};
@@ -59,12 +64,17 @@ fn wanted(test: &str) -> bool {
 
 /// Starts as on a kernel that lacks what `without` takes away.
 fn start_with(test: &str, without: impl FnOnce(&mut Features)) -> Option<Kernel> {
+    start_under(test, Host { userns: INITIAL_USERNS, ..Host::default() }, without)
+}
+
+/// Starts where `host` is what counts as the host's.
+fn start_under(test: &str, host: Host, without: impl FnOnce(&mut Features)) -> Option<Kernel> {
     if !wanted(test) {
         return None;
     }
     let mut kernel = features::probe().unwrap();
     without(&mut kernel.features);
-    let settings = features::settings(&kernel, 0, Duration::from_secs(2), 100);
+    let settings = features::settings(&kernel, host, Duration::from_secs(2), 100);
     let sizes = Sizes::new(Machine { memory: 1 << 30, cpus: 1 }, 1024);
     let plan = plan::plan(&kernel.features, None);
     let (loaded, rings) = load(object::bytes(), &settings, &sizes, &plan).unwrap();

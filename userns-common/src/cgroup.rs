@@ -6,6 +6,9 @@
 //! Names are those of kubelet (pkg/kubelet/cm/pod_container_manager_linux.go): `pod<uid>` under the cgroupfs
 //! driver, `<parents>-pod<uid with '_' for '-'>.slice` under systemd. The uid is a UUID or, for static pods,
 //! 32 hex digits. The pod component may stand anywhere in a path; the first one from the root counts.
+//!
+//! A runtime that was told a systemd slice but makes directories itself (kubelet and runtime disagree about the driver)
+//! uses what systemd would have been told as one directory's name: `<slice>.slice:cri-containerd:<id>`.
 
 use crate::limits::CGROUP_NAME_LEN;
 
@@ -29,6 +32,7 @@ pub type Name = [u8; CGROUP_NAME_LEN];
 const UUID: usize = 36;
 const HASH: usize = 32;
 const SLICE: &[u8; 6] = b".slice";
+const ID: usize = 64;
 const MONITORS: [&[u8]; 2] = [b"crio-conmon-", b"libpod-conmon-"];
 
 /// The role of a directory called `name[..len]` whose parent has role `parent`.
@@ -39,6 +43,8 @@ pub fn classify(parent: u32, name: &Name, len: usize) -> u32 {
         role::NONE => {
             if pod_uid(name, len).is_some() {
                 role::POD
+            } else if unsplit(name, len).is_some() {
+                role::CONTAINER
             } else {
                 role::NONE
             }
@@ -69,6 +75,39 @@ pub fn pod_uid(name: &Name, len: usize) -> Option<(usize, usize)> {
         return Some((3, HASH));
     }
     systemd_uid(name, len, UUID).or_else(|| systemd_uid(name, len, HASH))
+}
+
+/// A container's directory whose name is pod and container at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Unsplit {
+    /// Where the pod's uid stands, as (start, length).
+    pub uid: (usize, usize),
+    /// Where the CRI implementation's name begins: it ends one byte before the id.
+    pub prefix: usize,
+    /// Where the container's id begins, which goes to the end.
+    pub id: usize,
+}
+
+/// What `<parents>-pod<uid>.slice:<prefix>:<id>` says; `None` if the name is not of that form. The prefix is
+/// `cri-containerd` or `crio`, the id 64 hexadecimal digits.
+#[inline(always)]
+#[must_use]
+pub fn unsplit(name: &Name, len: usize) -> Option<Unsplit> {
+    if !(ID..=CGROUP_NAME_LEN).contains(&len) || !is_uid(name, len - ID, ID) {
+        return None;
+    }
+    let id = len - ID;
+    unsplit_by(name, id, b":cri-containerd:").or_else(|| unsplit_by(name, id, b":crio:"))
+}
+
+#[inline(always)]
+fn unsplit_by(name: &Name, id: usize, infix: &[u8]) -> Option<Unsplit> {
+    if id < infix.len() || !matches_at(name, id - infix.len(), infix) {
+        return None;
+    }
+    let slice = id - infix.len();
+    let uid = systemd_uid(name, slice, UUID).or_else(|| systemd_uid(name, slice, HASH))?;
+    Some(Unsplit { uid, prefix: slice + 1, id })
 }
 
 #[inline(always)]
@@ -181,6 +220,10 @@ mod tests {
     #[test]
     fn roles_follow_depth() {
         assert_eq!(classified(role::POD, "cri-containerd-abc.scope"), role::CONTAINER);
+        let underscored = ID.replace('-', "_");
+        let container = std::format!("kubepods-pod{underscored}.slice:cri-containerd:{:064x}", 5);
+        assert_eq!(classified(role::NONE, &container), role::CONTAINER);
+        assert_eq!(classified(role::CONTAINER, &container), role::NESTED);
         assert_eq!(classified(role::POD, "crio-conmon-abc.scope"), role::MONITOR);
         assert_eq!(classified(role::CONTAINER, "container"), role::NESTED);
         // a workload that may make cgroups cannot pose as a monitor or as another pod

@@ -41,7 +41,7 @@ macro_rules! stable_numbers {
 stable_numbers! {
     /// What a record in a ring is. 1–15 process life, 16–31 cgroups, 32–47 evidence.
     EventKind {
-        /// A task came into a pod's cgroup from outside ([`crate::record::TaskRecord`]).
+        /// A task came into a pod's cgroup, or its namespaces, from outside ([`crate::record::TaskRecord`]).
         Entry = 1 => "entry",
         /// A task in a pod executed a program.
         Exec = 2 => "exec",
@@ -119,6 +119,8 @@ stable_numbers! {
         UserReadFailed = 6 => "user_read",
         /// The table of budgets was full: the container's records were sent without one.
         BudgetsFull = 7 => "budget_table_full",
+        /// The table of pods' user namespaces was full: entries into this one from outside are not told.
+        UsernsFull = 8 => "userns_table_full",
         /// Evidence records submitted.
         EvidenceSent = 16 => "evidence_sent",
         /// Bulk records submitted.
@@ -176,6 +178,9 @@ pub mod reason {
     /// The subjective credentials' user namespace (`task->cred`) is neither the pod's nor below it, at a point where
     /// nothing in the kernel has swapped them: at fork, at exit, and when a namespace call returns.
     pub const ACTS_OUTSIDE: u32 = 1 << 8;
+    /// The task joined the mount and PID namespaces of a pod and kept the host's user namespace, though it comes from
+    /// another pod. The detail's target is that pod's user namespace.
+    pub const FOREIGN_ENTRY: u32 = 1 << 9;
 }
 
 /// Bits for kinds of namespaces, as [`crate::record::Lineage::foreign`] holds them. Time namespaces are always the
@@ -195,7 +200,8 @@ pub mod namespace {
 
 /// States of a lineage, see ARCHITECTURE.md. A task without a lineage is OUT.
 pub mod state {
-    /// In a pod's cgroup, still with the host's user namespace, as runtimes are for milliseconds.
+    /// In a pod's cgroup, still with the host's user namespace, as runtimes are for milliseconds; or foreign
+    /// ([`super::origin::FOREIGN`]).
     pub const ENTERING: u32 = 1;
     /// Seen in the pod's user namespace or below it. Never left again, whatever the cgroup.
     pub const INSIDE: u32 = 2;
@@ -209,6 +215,9 @@ pub mod origin {
     pub const BORN: u32 = 2;
     /// Found there by the task iterator.
     pub const ADOPTED: u32 = 3;
+    /// Came into the pod's namespaces from a cgroup that is no pod's. While it keeps the host's user namespace it is
+    /// ENTERING, by the mount and PID namespaces that it joined.
+    pub const FOREIGN: u32 = 4;
 }
 
 /// Flags of a lineage.

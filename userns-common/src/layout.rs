@@ -6,6 +6,7 @@ use crate::limits::{ARGS_LEN, CGROUP_PATH_LEN, COMM_LEN, MAX_ANCESTORS, MAX_EXTE
 use crate::record::{
     AggregateKey, AggregateValue, Ancestor, Budget, CapSets, CgroupRecord, Detail, ExitRecord, Extent,
     Header, IdMap, Ids, Image, Lineage, Namespaces, Task, TaskRecord, Tracked, UserNs, WatchedCgroup,
+    WatchedUserNs,
 };
 
 const TASK: usize = 4 * 2
@@ -39,6 +40,7 @@ const _: () = {
     assert!(size_of::<ExitRecord>() == 48);
     assert!(size_of::<CgroupRecord>() == 40 + CGROUP_PATH_LEN);
     assert!(size_of::<WatchedCgroup>() == 16);
+    assert!(size_of::<WatchedUserNs>() == 16);
     assert!(size_of::<AggregateKey>() == 16);
     assert!(size_of::<AggregateValue>() == 32);
     assert!(offset_of!(TaskRecord, header) == 0 && offset_of!(ExitRecord, header) == 0);

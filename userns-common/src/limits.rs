@@ -8,8 +8,9 @@ pub const PATH_LEN: usize = 256;
 pub const ARGS_LEN: usize = 256;
 /// Bytes kept of a cgroup path. A kubelet path under the systemd driver is about 220 bytes; nested nodes add to it.
 pub const CGROUP_PATH_LEN: usize = 512;
-/// Bytes of a cgroup directory name that the in-kernel classification looks at.
-pub const CGROUP_NAME_LEN: usize = 128;
+/// Bytes of a cgroup directory name that the in-kernel classification looks at: one that names both pod and container
+/// has some 160.
+pub const CGROUP_NAME_LEN: usize = 192;
 /// Extents that `uid_gid_map` stores inline (`UID_GID_MAP_MAX_BASE_EXTENTS`, include/linux/user_namespace.h).
 /// Maps with more are reported by their extent count alone.
 pub const MAX_EXTENTS: usize = 5;
@@ -27,6 +28,8 @@ pub const EVIDENCE_RING_BYTES: u32 = 512 * 1024;
 pub const BULK_RING_BYTES: u32 = 2 * 1024 * 1024;
 /// Watched cgroups: 500 pods with ten containers, their pod directories and nested groups, with room to spare.
 pub const MAX_CGROUPS: u32 = 16_384;
+/// User namespaces of pods: one for each.
+pub const MAX_USERNS: u32 = 8_192;
 /// Rows of the aggregation table: (container, operation, relation, verdict). See [`crate::record::AggregateKey`].
 pub const MAX_AGGREGATES: u32 = 16_384;
 /// Budgets: one for each container.

@@ -114,7 +114,7 @@ pub struct Lineage {
     pub userns_inum: u32,
     /// Address of that namespace: compared, never followed.
     pub userns: u64,
-    /// Id of the container's cgroup that was entered.
+    /// Id of the container's cgroup that was entered; of a foreign task, of a container of the pod.
     pub container: u64,
     /// When it was entered.
     pub entered_ns: u64,
@@ -343,6 +343,18 @@ pub struct WatchedCgroup {
     pub told: u32,
     /// Id of the container's cgroup this one is or lies below; for a pod's own directory, itself.
     pub container: u64,
+}
+
+/// Value of the table of pods' user namespaces; the key is the namespace's address (`u64`).
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct WatchedUserNs {
+    /// Id of the cgroup of a container whose programs run in it.
+    pub container: u64,
+    /// Inode number: the address alone could be that of a new namespace in the old one's memory.
+    pub inum: u32,
+    /// Keeps the struct free of padding.
+    pub reserved: u32,
 }
 
 /// Key of the aggregation table.

@@ -206,8 +206,12 @@ pub struct Settings {
     pub registers: Registers,
     /// Level of the user namespace that counts as the host's: 0, or that of a kubelet in a user namespace.
     pub host_level: u32,
+    /// Inode number of that namespace.
+    pub host_userns_inum: u32,
     /// Inode number of the host's mount namespace.
     pub host_mnt_inum: u32,
+    /// Keeps the struct free of padding.
+    pub reserved: u32,
     /// How long a task may stay ENTERING.
     pub grace_ns: u64,
     /// Bulk records that a container may send in a second.

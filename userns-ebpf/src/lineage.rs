@@ -1,18 +1,18 @@
 //! The state machine of a task's lineage: OUT → ENTERING → INSIDE (ARCHITECTURE.md has the diagram).
 //!
-//! A task has a lineage from the moment it comes into a pod's cgroup. It is inherited at fork and does not end
+//! A task has a lineage from the moment it comes into a pod's cgroup, or into its namespaces from elsewhere. It is inherited at fork and does not end
 //! when the task is moved to another cgroup once INSIDE: where a task comes from is what it is judged by.
 //!
 //! Checks return what they found as one number, so that a program sends one record at one place: the verifier
 //! walks through the sending once for each way that leads there.
 
 use userns_common::cgroup::role;
-use userns_common::kind::{EventKind, Hook, lineage as flag, origin, reason, state, told};
+use userns_common::kind::{Counter, EventKind, Hook, lineage as flag, origin, reason, state, told};
 use userns_common::limits::MAX_EXTENTS;
-use userns_common::record::{Extent, Lineage, WatchedCgroup};
+use userns_common::record::{Extent, Lineage, WatchedCgroup, WatchedUserNs};
 
 use crate::emit::{self, Report, Ring};
-use crate::maps::{CGROUPS, opaque, setting};
+use crate::maps::{CGROUPS, USERNS, count, opaque, setting};
 use crate::task::{Cgroup, Map, Task, UserNs};
 
 /// What the checks of a task found: bits of [`reason`], which of its namespaces are foreign, and whether it has just
@@ -37,6 +37,13 @@ impl Found {
     #[inline(always)]
     fn is_arrival(self) -> bool {
         self.0 == Self::BECAME_INSIDE
+    }
+
+    /// Whether findings can rest on it: on the arrival of a program of a container without a user namespace, which may
+    /// have come into another pod's.
+    #[inline(always)]
+    pub(crate) fn is_evidence(self, lineage: &Lineage) -> bool {
+        self.reasons() != 0 || self.0 & Self::BECAME_INSIDE != 0 && lineage.flags & flag::WORKLOAD != 0
     }
 
     /// Both.
@@ -113,6 +120,112 @@ pub(crate) fn enter(task: Task, cgroup: &WatchedCgroup, origin: u32, entry_mnt: 
     }
 }
 
+/// Moves a lineage to a container's cgroup that its task was moved into from elsewhere: a runtime's, which joined the
+/// user namespace before.
+#[inline(always)]
+pub(crate) fn settle(task: Task, lineage: &mut Lineage, cgroup: &WatchedCgroup, entry_mnt: u64) {
+    lineage.flags = 0;
+    lineage.origin = origin::ATTACHED;
+    lineage.container = cgroup.container;
+    lineage.entered_ns = emit::now();
+    lineage.entry_mnt = entry_mnt;
+    lineage.told_caps = 0;
+    lineage.foreign = 0;
+    lineage.told = 0;
+    let report = Report::new(EventKind::Entry, Hook::CgroupAttach, Ring::Evidence, 0);
+    if !emit::task(task, lineage, &report) {
+        lineage.flags |= flag::OWED;
+    }
+}
+
+/// What tells entries into a pod's namespaces from a pod's own: the user namespace that the task has come into, of a
+/// task that is in no pod; `None` if it is none that programs of a pod run in.
+struct Joined {
+    pod: UserNs,
+    container: u64,
+}
+
+/// The pod whose user namespace the task has, or whose mount and PID namespaces it has with the host's user namespace.
+#[inline(always)]
+fn joined(task: Task) -> Option<Joined> {
+    let host_level = setting!(host_level);
+    let own = task.user_ns();
+    let ns = if own.level() > host_level { own } else { task.owner_of_view()? };
+    if ns.level() <= host_level {
+        return None;
+    }
+    let pod = ns.ancestor_at(host_level + 1);
+    // SAFETY: copied at once; a concurrent update of this small value can at worst mix two valid rows.
+    let row = unsafe { USERNS.get(pod.address()) }.copied()?;
+    (row.inum == pod.inum()).then_some(Joined { pod, container: row.container })
+}
+
+/// Begins and tells the lineage of a task that came into a pod's namespaces while its cgroup is no pod's. Its ids and
+/// its cgroup are those of where it comes from, and nothing to tell.
+#[inline(always)]
+pub(crate) fn enter_foreign(task: Task, hook: Hook) -> bool {
+    let Some(Joined { container, .. }) = joined(task) else { return false };
+    let mut new = Lineage {
+        state: state::ENTERING,
+        flags: 0,
+        origin: origin::FOREIGN,
+        userns_inum: 0,
+        userns: 0,
+        container,
+        entered_ns: emit::now(),
+        entry_mnt: 0,
+        told_caps: u64::MAX,
+        foreign: 0,
+        told: reason::ID_OUTSIDE_MAP | reason::LEFT_CGROUP,
+    };
+    look_inside(task, &mut new);
+    let Some(lineage) = task.set_lineage(new) else { return false };
+    let report = Report::new(EventKind::Entry, hook, Ring::Evidence, 0);
+    if !emit::task(task, lineage, &report) {
+        lineage.flags |= flag::OWED;
+    }
+    true
+}
+
+/// Tells once a lineage that a program of a pod, which has the host's user namespace, has joined another pod's mount
+/// and PID namespaces.
+#[inline(always)]
+pub(crate) fn tell_joined(task: Task, lineage: &mut Lineage, report: &mut Report) {
+    if lineage.state != state::ENTERING
+        || lineage.flags & flag::WORKLOAD == 0
+        || lineage.told & reason::FOREIGN_ENTRY != 0
+    {
+        return;
+    }
+    let Some(Joined { pod, container }) = joined(task) else { return };
+    if container == lineage.container {
+        return;
+    }
+    report.reasons = reason::FOREIGN_ENTRY;
+    report.detail.target_inum = pod.inum();
+    report.detail.target_level = pod.level();
+    if emit::task(task, lineage, report) {
+        lineage.told |= reason::FOREIGN_ENTRY;
+    }
+}
+
+/// Takes note of the user namespace that a container's programs run in, unless it is known.
+#[inline(always)]
+pub(crate) fn watch_userns(lineage: &Lineage) {
+    let own = lineage.state == state::INSIDE
+        && lineage.flags & flag::WORKLOAD != 0
+        && lineage.origin != origin::FOREIGN;
+    // SAFETY: not kept.
+    let known = unsafe { USERNS.get(lineage.userns) }.is_some_and(|row| row.inum == lineage.userns_inum);
+    if !own || known {
+        return;
+    }
+    let row = WatchedUserNs { container: lineage.container, inum: lineage.userns_inum, reserved: 0 };
+    if USERNS.insert(lineage.userns, row, 0).is_err() {
+        count(Counter::UsernsFull);
+    }
+}
+
 /// What an entry proves: bits of [`reason`].
 #[inline(always)]
 pub(crate) fn entered(lineage: &Lineage) -> u32 {
@@ -148,6 +261,7 @@ pub(crate) fn works(task: Task, lineage: &mut Lineage) {
     lineage.flags |= flag::WORKLOAD;
     if lineage.state == state::INSIDE {
         lineage.foreign = foreign(task, lineage);
+        watch_userns(lineage);
     }
 }
 
@@ -178,6 +292,10 @@ fn look_inside(task: Task, lineage: &mut Lineage) -> bool {
         return false;
     }
     let pod = ns.ancestor_at(host_level + 1);
+    // on a node in a user namespace there are others beside it, with namespaces of their own below
+    if pod.parent().inum() != setting!(host_userns_inum) {
+        return false;
+    }
     lineage.userns = pod.address();
     lineage.userns_inum = pod.inum();
     lineage.state = state::INSIDE;
@@ -200,7 +318,15 @@ fn descends(ns: UserNs, lineage: &Lineage) -> bool {
 #[inline(always)]
 pub(crate) fn inspect(task: Task, lineage: &mut Lineage) -> Found {
     if lineage.state != state::INSIDE {
-        return Found(opaque(if look_inside(task, lineage) { Found::BECAME_INSIDE } else { 0 }));
+        if !look_inside(task, lineage) {
+            return Found(opaque(0));
+        }
+        // a program of a container without a user namespace, with all else that it had there
+        if lineage.flags & flag::WORKLOAD != 0 {
+            lineage.foreign = foreign(task, lineage);
+            lineage.told |= reason::ID_OUTSIDE_MAP;
+        }
+        return Found(opaque(Found::BECAME_INSIDE));
     }
     let mut found = check_userns(task, lineage);
     if lineage.flags & flag::WORKLOAD != 0 {
@@ -237,10 +363,10 @@ pub(crate) fn inspect_at_rest(task: Task, lineage: &mut Lineage) -> Found {
     found.and(Found(opaque(if acts_outside { reason::ACTS_OUTSIDE } else { 0 })))
 }
 
-/// Finds a task that has stayed ENTERING past the grace period, once a lineage.
+/// Finds a task that has stayed ENTERING, or foreign, past the grace period, once a lineage.
 #[inline(always)]
 pub(crate) fn check_grace(lineage: &Lineage) -> Found {
-    let late = lineage.state == state::ENTERING
+    let late = (lineage.state == state::ENTERING || lineage.origin == origin::FOREIGN)
         && lineage.flags & flag::WORKLOAD == 0
         && lineage.told & reason::PAST_GRACE == 0
         && past_grace(lineage);
@@ -268,7 +394,8 @@ pub(crate) fn tell(task: Task, lineage: &mut Lineage, found: Found, hook: Hook) 
         return;
     }
     let report = if found.is_arrival() {
-        Report::new(EventKind::Inside, hook, Ring::Bulk, 0)
+        let ring = if found.is_evidence(lineage) { Ring::Evidence } else { Ring::Bulk };
+        Report::new(EventKind::Inside, hook, ring, 0)
     } else {
         Report::of(found, EventKind::Suspect, hook)
     };

@@ -4,8 +4,12 @@ use aya_ebpf::bindings::{BPF_F_NO_PREALLOC, bpf_map_type::BPF_MAP_TYPE_TASK_STOR
 use aya_ebpf::btf_maps::{HashMap, PerCpuArray, RingBuf};
 use aya_ebpf::macros::btf_map;
 use userns_common::kind::{COUNTERS, Counter};
-use userns_common::limits::{BULK_RING_BYTES, EVIDENCE_RING_BYTES, MAX_AGGREGATES, MAX_BUDGETS, MAX_CGROUPS};
-use userns_common::record::{AggregateKey, AggregateValue, Budget, TaskRecord, Tracked, WatchedCgroup};
+use userns_common::limits::{
+    BULK_RING_BYTES, EVIDENCE_RING_BYTES, MAX_AGGREGATES, MAX_BUDGETS, MAX_CGROUPS, MAX_USERNS,
+};
+use userns_common::record::{
+    AggregateKey, AggregateValue, Budget, TaskRecord, Tracked, WatchedCgroup, WatchedUserNs,
+};
 use userns_common::settings::Settings;
 
 /// Written by the loader before verification. Read with [`setting!`], one field at a time.
@@ -55,6 +59,10 @@ pub(crate) static BULK: RingBuf<TaskRecord, { BULK_RING_BYTES as usize }> = Ring
 /// Cgroups of pods: written by the agent's walk and by the cgroup probes, read by the probes.
 #[btf_map]
 pub(crate) static CGROUPS: HashMap<u64, WatchedCgroup, { MAX_CGROUPS as usize }> = HashMap::new();
+
+/// User namespaces that programs of pods run in: written by the probes, pruned by the agent.
+#[btf_map]
+pub(crate) static USERNS: HashMap<u64, WatchedUserNs, { MAX_USERNS as usize }> = HashMap::new();
 
 /// Rows of counted operations: written by probes, read and pruned by the agent.
 #[btf_map]

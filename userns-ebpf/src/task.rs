@@ -237,6 +237,23 @@ impl Task {
             | bit(setting!(offsets.nsproxy_uts), setting!(offsets.uts_user_ns), namespace::UTS)
     }
 
+    /// Owner of its mount namespace, if its children's PID namespace is owned by the same.
+    #[inline(always)]
+    pub(crate) fn owner_of_view(self) -> Option<UserNs> {
+        // SAFETY: typed pointers, offsets from BTF.
+        unsafe {
+            let proxy: *const c_void = follow(self.0, setting!(offsets.task_nsproxy));
+            if proxy.is_null() {
+                return None;
+            }
+            let mnt: *const c_void =
+                follow(follow(proxy, setting!(offsets.nsproxy_mnt)), setting!(offsets.mnt_user_ns));
+            let pid: *const c_void =
+                follow(follow(proxy, setting!(offsets.nsproxy_pid)), setting!(offsets.pidns_user_ns));
+            (mnt == pid).then(|| UserNs::from_arg(mnt))
+        }
+    }
+
     /// Its lineage, if it is in a pod.
     #[inline(always)]
     pub(crate) fn lineage(self) -> Option<&'static mut Lineage> {

@@ -17,6 +17,7 @@ use crate::core::{PodView, Promise, Stats, Withheld};
 use crate::decode::DecodeError;
 use crate::event::{CgroupId, Counter, Event, Told};
 use crate::host::proc::ProcFs;
+use crate::host::reference;
 use crate::host::{SourceHealth, SourceState};
 use crate::kernel::programs::Program;
 use crate::kernel::status::{Probe, State};
@@ -142,6 +143,21 @@ impl Outputs {
             proc_sweep_failed: false,
         };
         Ok((outputs, told))
+    }
+
+    /// Takes note of the user namespace that counts as the host's.
+    pub(super) fn reference(&mut self, found: &reference::Found) {
+        let reference::Found { reference, pid } = found;
+        if !reference.is_initial() {
+            tracing::info!(
+                "the host's user namespace is {} at level {}, that of process {}",
+                reference.inum,
+                reference.level,
+                pid.unwrap_or_default()
+            );
+        }
+        self.metrics.reference(reference);
+        self.status.update(|status| status.reference = (reference.clone(), *pid));
     }
 
     /// Begins to answer over HTTP.
@@ -331,6 +347,7 @@ impl Outputs {
             metrics.pods(promise, stats.pods_promised(promise));
         }
         metrics.containers(stats.containers);
+        metrics.tolerated(stats.unobservable, stats.withheld_unobservable, stats.monitors);
         metrics.processes(stats.processes);
         metrics.findings_open(stats.open);
         metrics.findings_suppressed("repeated", stats.repeated);

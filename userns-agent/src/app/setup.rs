@@ -21,7 +21,7 @@ use crate::host::kubelet::KubeletWatcher;
 use crate::host::kubelet_api::{self, KubeletApi};
 use crate::host::pods_file::{LOOK_INTERVAL, PodsFileWatcher};
 use crate::host::proc::{INITIAL_USERNS, ProcFs};
-use crate::host::{Patience, SourceHealth};
+use crate::host::{Patience, SourceHealth, reference};
 use crate::kernel::sizes::{Machine, Sizes};
 use crate::kernel::{features, load, object, plan, ring::Ring, status::Probe, status::State};
 use crate::sink::{WallClock, boot_now};
@@ -177,8 +177,13 @@ pub(super) async fn start(config: &Config) -> Result<App, RunError> {
     let (mut outputs, told) = Outputs::open(config, Clock)?;
     let cgroups = CgroupFs::find(config.cgroup_root.as_deref())?;
     let kernel = features::probe()?;
-    let host_mnt = host_mnt_ns(&proc);
-    let settings = features::settings(&kernel, host_mnt, config.entry_grace, config.container_budget);
+    let found = reference::find(&proc, config.reference_userns, &config.kubelet_root)?;
+    let proc = proc.with_host_level(found.reference.level);
+    let host_mnt = host_mnt_ns(&proc, found.pid.filter(|_| !found.reference.is_initial()));
+    outputs.reference(&found);
+    let reference = found.reference;
+    let host = features::Host { userns: reference.inum, level: reference.level, mnt: host_mnt };
+    let settings = features::settings(&kernel, host, config.entry_grace, config.container_budget);
     let plan = plan::plan(&kernel.features, config.probe_mechanism);
     let sizes = Sizes::new(Machine::this(), config.max_containers);
     let (mut loaded, rings) = load::load(Some(object), &settings, &sizes, &plan)?;
@@ -195,7 +200,7 @@ pub(super) async fn start(config: &Config) -> Result<App, RunError> {
         .map(|lineages| ProcSweep::new(proc, cgroups.clone(), lineages, host_mnt, config.entry_grace));
     let (sources, known) = Sources::start(config);
     let mut app = App {
-        engine: Engine::new(limits(config)),
+        engine: Engine::new(limits(config)).under(reference).without(config.unobservable_runtimes.clone()),
         loaded,
         evidence: Ring::new(rings.evidence).map_err(os("cannot watch a ring"))?,
         bulk: Ring::new(rings.bulk).map_err(os("cannot watch a ring"))?,
@@ -265,14 +270,16 @@ fn check_user_namespace(proc: &ProcFs) -> Result<(), RunError> {
     }
 }
 
-/// The mount namespace that host processes have: that of process 1. It matters only for tasks that were in a pod
+/// The mount namespace that host processes have: that of kubelet where it is in a user namespace, else of process 1. It
+/// matters only for tasks that were in a pod
 /// before the agent came.
-fn host_mnt_ns(proc: &ProcFs) -> u32 {
+fn host_mnt_ns(proc: &ProcFs, kubelet: Option<u32>) -> u32 {
     let of = |pid| proc.namespaces(pid).map(|namespaces| namespaces.mnt);
-    of(1)
+    let pid = kubelet.unwrap_or(1);
+    of(pid)
         .or_else(|error| {
             tracing::warn!(
-                "cannot read the mount namespace of process 1: {error}; taking the agent's own for the host's"
+                "cannot read the mount namespace of process {pid}: {error}; taking the agent's own for the host's"
             );
             of(std::process::id())
         })

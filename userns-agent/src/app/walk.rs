@@ -36,7 +36,8 @@ impl Walker {
     /// registered by the kernel's own hook, one made before is met by the walk.
     pub(super) fn walk(&mut self, loaded: &mut Loaded, clock: Clock) -> Vec<Fact> {
         let started = clock.now();
-        let mut facts = vec![self.runtimes.find().fact()];
+        let runtimes = self.runtimes.find();
+        let mut facts = vec![runtimes.fact(), runtimes.monitors()];
         let mut above = Above::default();
         let mut refused = 0;
         let walked = self.cgroups.walk(|cgroup| {
@@ -51,7 +52,7 @@ impl Walker {
                 facts.push(Fact::CgroupSeen(cgroup));
             }
         });
-        self.health.records = facts.len() - 1;
+        self.health.records = facts.len() - 2;
         (self.health.state, self.health.detail) = match walked {
             Ok(_) if refused > 0 => {
                 self.health.errors += refused;

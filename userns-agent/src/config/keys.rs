@@ -226,6 +226,22 @@ pub static KEYS: &[Key] = &[
         slot: Slot::Number(|config| &mut config.max_processes, 1024..=1_048_576),
     },
     Key {
+        name: "reference_userns",
+        help: "The user namespace that counts as the host's, one level above those of pods: `auto` takes kubelet's, which is \
+               not the initial one on a node that runs in a user namespace itself, `initial` the initial one, a number that \
+               of the process with this pid. The agent itself runs in the initial one in any case",
+        ps: false,
+        slot: Slot::Reference(|config| &mut config.reference_userns),
+    },
+    Key {
+        name: "unobservable_runtimes",
+        help: "Runtime classes, or the runtime's handlers, whose pods run in a virtual machine or on a kernel of their own \
+               (a name that ends in `*` stands for all that begin so): nothing but I1 is told of them, and what was not \
+               told is counted",
+        ps: false,
+        slot: Slot::Names(|config| &mut config.unobservable_runtimes),
+    },
+    Key {
         name: "container_budget",
         help: "Executed programs and ended processes that the kernel tells of each container in a second; what is \
                beyond that is counted and told as `suppressed`. Evidence for findings knows no budget",

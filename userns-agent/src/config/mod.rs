@@ -101,6 +101,10 @@ pub struct Config {
     pub max_containers: u64,
     /// Processes tracked at a time.
     pub max_processes: u64,
+    /// The user namespace that counts as the host's.
+    pub reference_userns: ReferenceUserns,
+    /// Runtime classes and handlers whose pods run where this kernel does not see them.
+    pub unobservable_runtimes: Vec<String>,
     /// Everyday records that a container may send in a second.
     pub container_budget: u64,
     /// The only mechanism for hooks that have it; `None`: the best that the kernel takes.
@@ -137,6 +141,8 @@ impl Default for Config {
             runtime_paths: RUNTIME_DIRECTORIES.iter().map(PathBuf::from).collect(),
             max_containers: 8192,
             max_processes: 65_536,
+            reference_userns: ReferenceUserns::Auto,
+            unobservable_runtimes: ["kata*", "gvisor", "runsc*"].map(str::to_owned).to_vec(),
             container_budget: 500,
             probe_mechanism: None,
         }
@@ -161,6 +167,17 @@ pub enum ApiServer {
     Auto,
     /// Never.
     Off,
+}
+
+/// Which user namespace counts as the host's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ReferenceUserns {
+    /// Kubelet's, the initial one if no kubelet is found.
+    Auto,
+    /// The initial one.
+    Initial,
+    /// That of the process with this pid.
+    Process(u32),
 }
 
 /// What goes to standard output.

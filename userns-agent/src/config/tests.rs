@@ -69,6 +69,8 @@ socket: none
 log_level: trace
 max_containers: 64
 max_processes: 1024
+reference_userns: 17
+unobservable_runtimes: [wasm, kata-*]
 container_budget: 7
 probe_mechanism: fexit
 ";
@@ -82,6 +84,9 @@ probe_mechanism: fexit
     assert_eq!(config.runtime_paths, [PathBuf::from("/a"), "/b c".into()]);
     assert_eq!((config.output, config.log_level), (Output::Live, LogLevel::Trace));
     assert_eq!((config.output_file_max_bytes, config.output_file_keep), (1 << 20, 0));
+    assert_eq!(config.unobservable_runtimes, ["wasm", "kata-*"]);
+    assert_eq!(mistakes("unobservable_runtimes: [a, '*']").len(), 1);
+    assert_eq!(config.reference_userns, ReferenceUserns::Process(17));
     assert_eq!(KEYS.len(), text.lines().filter(|line| !line.is_empty()).count(), "a key is missing here");
 }
 

@@ -9,7 +9,7 @@ use std::time::Duration;
 use hyper::Uri;
 use serde_json::Value;
 
-use super::{ApiServer, Config, LogLevel, Output, Socket};
+use super::{ApiServer, Config, LogLevel, Output, ReferenceUserns, Socket};
 use crate::host::server_url;
 use crate::kernel::plan::Mechanism;
 
@@ -71,6 +71,10 @@ pub enum Slot {
     Url(Field<Option<Uri>>),
     /// The name of a Kubernetes object; absent if not given.
     Name(Field<Option<String>>),
+    /// One of [`ReferenceUserns`].
+    Reference(Field<ReferenceUserns>),
+    /// Names of Kubernetes objects, each perhaps with a `*` at its end.
+    Names(Field<Vec<String>>),
     /// Absolute paths.
     Paths(Field<Vec<PathBuf>>),
 }
@@ -124,26 +128,34 @@ impl Slot {
             Self::ApiServer(field) => store(field(config), choose(&API_SERVERS, raw)),
             Self::Url(field) => store(field(config), raw.url()),
             Self::Name(field) => store(field(config), raw.name()),
-            Self::Paths(field) => return self.set_paths(field(config), raw),
+            Self::Reference(field) => store(field(config), raw.reference()),
+            Self::Names(field) => return self.set_list(field(config), raw, name),
+            Self::Paths(field) => return self.set_list(field(config), raw, absolute),
         };
         if stored { Ok(()) } else { Err(self.mismatch(None, raw)) }
     }
 
-    fn set_paths(&self, paths: &mut Vec<PathBuf>, raw: &Raw<'_>) -> Result<(), Mismatch> {
+    fn set_list<T>(
+        &self,
+        list: &mut Vec<T>,
+        raw: &Raw<'_>,
+        read_one: fn(&str) -> Option<T>,
+    ) -> Result<(), Mismatch> {
         let parts: Vec<Raw<'_>> = match raw {
             Raw::Tree(Value::Array(list)) => list.iter().map(Raw::Tree).collect(),
             Raw::Text(text) => text.split(',').map(Raw::Text).collect(),
             Raw::Tree(_) => return Err(self.mismatch(None, raw)),
         };
         let read = |(index, part): (usize, &Raw<'_>)| {
-            part.text().and_then(absolute).ok_or_else(|| self.mismatch(Some(index), part))
+            part.text().and_then(read_one).ok_or_else(|| self.mismatch(Some(index), part))
         };
-        *paths = parts.iter().enumerate().map(read).collect::<Result<_, _>>()?;
+        *list = parts.iter().enumerate().map(read).collect::<Result<_, _>>()?;
         Ok(())
     }
 
     fn mismatch(&self, index: Option<usize>, raw: &Raw<'_>) -> Mismatch {
         let allowed = match index {
+            Some(_) if matches!(self, Self::Names(_)) => "a name, perhaps with `*` at its end".to_owned(),
             Some(_) => "an absolute path".to_owned(),
             None => self.allowed(),
         };
@@ -173,6 +185,11 @@ impl Slot {
             Self::ApiServer(_) => one_of(&API_SERVERS),
             Self::Url(_) => "`off` or a URL such as https://127.0.0.1:10250".to_owned(),
             Self::Name(_) => format!("a name of at most {NAME_MAX} lower case letters, digits, `-` and `.`"),
+            Self::Reference(_) => "`auto`, `initial`, or a process id".to_owned(),
+            Self::Names(_) => {
+                "a list of names, each perhaps with `*` at its end (in flags and the environment, separated by commas)"
+                    .to_owned()
+            }
             Self::Paths(_) => {
                 "a list of absolute paths (in flags and the environment, separated by commas)".to_owned()
             }
@@ -196,6 +213,8 @@ impl Slot {
             Self::ApiServer(_) => "WHERE",
             Self::Url(_) => "URL",
             Self::Name(_) => "NAME",
+            Self::Reference(_) => "USERNS",
+            Self::Names(_) => "NAMES",
             Self::Paths(_) => "PATHS",
         }
     }
@@ -231,6 +250,15 @@ impl Slot {
             Self::ApiServer(field) => name_of(&API_SERVERS, *field(config)),
             Self::Url(field) => field(config).as_ref().map_or_else(|| "off".to_owned(), quote),
             Self::Name(field) => field(config).as_ref().map_or_else(|| "null".to_owned(), quote),
+            Self::Reference(field) => match field(config) {
+                ReferenceUserns::Auto => "auto".to_owned(),
+                ReferenceUserns::Initial => "initial".to_owned(),
+                ReferenceUserns::Process(pid) => pid.to_string(),
+            },
+            Self::Names(field) => {
+                let names: Vec<_> = field(config).iter().map(quote).collect();
+                format!("[{}]", names.join(", "))
+            }
             Self::Paths(field) => {
                 let paths: Vec<_> = field(config).iter().map(|path| quote(path.display())).collect();
                 format!("[{}]", paths.join(", "))
@@ -265,6 +293,14 @@ impl Raw<'_> {
 
     fn time(&self) -> Option<Duration> {
         humantime::parse_duration(self.text()?).ok()
+    }
+
+    fn reference(&self) -> Option<ReferenceUserns> {
+        match self.text() {
+            Some("auto") => Some(ReferenceUserns::Auto),
+            Some("initial") => Some(ReferenceUserns::Initial),
+            _ => u32::try_from(self.number()?).ok().filter(|pid| *pid != 0).map(ReferenceUserns::Process),
+        }
     }
 
     fn file(&self) -> Option<Option<PathBuf>> {
@@ -354,6 +390,14 @@ fn path(text: &str) -> Option<PathBuf> {
 
 fn absolute(text: &str) -> Option<PathBuf> {
     path(text).filter(|path| path.is_absolute())
+}
+
+/// A name as Kubernetes has them (RFC 1123), perhaps with a `*` behind it.
+fn name(text: &str) -> Option<String> {
+    let stem = text.strip_suffix('*').unwrap_or(text);
+    let allowed =
+        |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || matches!(byte, b'-' | b'.');
+    (!stem.is_empty() && stem.len() <= 253 && stem.bytes().all(allowed)).then(|| text.to_owned())
 }
 
 fn choose<T: Copy>(choices: &[(&str, T)], raw: &Raw<'_>) -> Option<T> {

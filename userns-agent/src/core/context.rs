@@ -3,9 +3,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use userns_common::kind::lineage;
+
 use super::pods::{Pod, Promise};
 use super::state::{Container, State};
-use crate::event::{IdMap, Image, Nanos, PodUid, TaskEvent, UserNs};
+use crate::event::{CgroupId, IdMap, Image, Nanos, PodUid, Reference, TaskEvent, UserNs};
 
 /// The surroundings of a container or event. All of it is known already: a rule asks nothing of the outside.
 #[derive(Debug)]
@@ -14,10 +16,13 @@ pub struct Context<'a> {
     pub now: Nanos,
     /// How long a runtime may need to enter.
     pub grace: Duration,
+    /// The user namespace that counts as the host's.
+    pub reference: &'a Reference,
     /// The container, if its cgroup is known.
     pub container: Option<&'a Container>,
     /// The pod, if the cgroup's path names one.
     pub pod: Option<(&'a PodUid, &'a Pod)>,
+    pub(super) unobservable: &'a Unobservable,
     pub(super) runtimes: &'a Runtimes,
     pub(super) state: &'a State,
 }
@@ -29,13 +34,37 @@ const NAMES: [&str; 6] = ["runc", "crun", "youki", "conmon", "conmonrs", "crio"]
 #[derive(Clone, Debug, Default)]
 pub(super) struct Runtimes {
     images: BTreeSet<(u32, u64)>,
+    monitors: BTreeSet<(u32, u64)>,
+}
+
+fn identities(images: &[Image]) -> BTreeSet<(u32, u64)> {
+    images.iter().map(|image| (image.dev, image.ino)).collect()
 }
 
 impl Runtimes {
-    /// The set of these executables.
+    /// These are the executables.
+    pub(super) fn set(&mut self, images: &[Image]) {
+        self.images = identities(images);
+    }
+
+    /// These are those of monitors.
+    pub(super) fn set_monitors(&mut self, images: &[Image]) {
+        self.monitors = identities(images);
+    }
+
+    /// Whether a task is a runtime's monitor at its place: its executable is one for certain, it came in from the host,
+    /// and it is still in the mount namespace that it came from.
     #[must_use]
-    pub(super) fn new(images: &[Image]) -> Self {
-        Self { images: images.iter().map(|image| (image.dev, image.ino)).collect() }
+    pub(super) fn is_monitor(&self, event: &TaskEvent) -> bool {
+        let image = event.task.image;
+        event.task.lineage.flags & lineage::WORKLOAD == 0 && self.monitors.contains(&(image.dev, image.ino))
+    }
+
+    /// Whether a task's executable is one of them for certain.
+    #[must_use]
+    pub(super) fn known(&self, event: &TaskEvent) -> bool {
+        let image = event.task.image;
+        self.images.contains(&(image.dev, image.ino))
     }
 
     /// Whether a task can be a runtime at work. Its command name is no evidence, as a process chooses it at will; its
@@ -49,9 +78,29 @@ impl Runtimes {
         let file_name = path.rsplit('/').next().unwrap_or_default();
         image.ino == 0
             || image.nlink == 0
-            || self.images.contains(&(image.dev, image.ino))
+            || self.known(event)
             || NAMES.contains(&file_name)
             || path.starts_with("/proc/self/fd/")
+    }
+}
+
+/// Runtime classes and handlers whose pods run where this kernel does not see them: names, or beginnings that end in
+/// `*`.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Unobservable(pub(super) Vec<String>);
+
+impl Unobservable {
+    /// Whether the pod has such a class or handler.
+    #[must_use]
+    pub(super) fn covers(&self, pod: &Pod) -> bool {
+        pod.runtime_classes().any(|class| self.0.iter().any(|pattern| matches(pattern, class)))
+    }
+}
+
+fn matches(pattern: &str, class: &str) -> bool {
+    match pattern.strip_suffix('*') {
+        Some(beginning) => class.starts_with(beginning),
+        None => class == pattern,
     }
 }
 
@@ -72,6 +121,31 @@ impl<'a> Context<'a> {
     #[must_use]
     pub fn may_be_runtime(&self, event: &TaskEvent) -> bool {
         self.runtimes.possible(event)
+    }
+
+    /// Whether a task's executable is a container runtime's, as installed on the host.
+    #[must_use]
+    pub fn is_runtime(&self, event: &TaskEvent) -> bool {
+        self.runtimes.known(event)
+    }
+
+    /// The pod of another container, if that is another pod.
+    #[must_use]
+    pub fn other_pod(&self, container: u64) -> Option<&'a PodUid> {
+        let other = self.state.container(CgroupId(container))?.pod.as_ref()?;
+        self.pod.is_none_or(|(own, _)| own != other).then_some(other)
+    }
+
+    /// Whether a task is a runtime's monitor, which may stay.
+    #[must_use]
+    pub fn is_monitor(&self, event: &TaskEvent) -> bool {
+        self.runtimes.is_monitor(event)
+    }
+
+    /// Whether the pod runs where this kernel does not see it, by its runtime class.
+    #[must_use]
+    pub fn is_unobservable(&self) -> bool {
+        self.pod.is_some_and(|(_, pod)| self.unobservable.covers(pod))
     }
 
     /// Other pods of which a live container's user namespace maps one of these host user ids, with that namespace.

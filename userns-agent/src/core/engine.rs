@@ -1,20 +1,28 @@
 //! Takes inputs in order, keeps the tables, asks the rules.
 
+mod intrusion;
+mod stats;
+
+pub use stats::Stats;
+
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 use userns_common::kind::{Hook, Operation, Relation, lineage, origin, state, verdict};
 
-use super::context::{Context, Runtimes};
-use super::finding::{CapabilityUse, ContainerRef, Finding, HostNamespaces, PodRef, Severity, Status};
+use super::context::{Context, Runtimes, Unobservable};
+use super::finding::{
+    CameFrom, CapabilityUse, ContainerRef, Finding, HostNamespaces, PodRef, Severity, Status,
+};
 use super::open::{Key, OpenFindings};
-use super::pods::{Pod, Promise};
+use super::pods::Pod;
 use super::rules::{self, RuleId};
 use super::state::{Sizes, State};
 use super::view::{PodView, view};
 use super::withheld::{Budgets, Withheld};
 use crate::event::{
-    AggregateKey, AggregateValue, Body, CgroupId, Event, Fact, Input, Nanos, PodUid, TaskEvent, reason,
+    AggregateKey, AggregateValue, Body, CgroupId, Event, Fact, Input, Nanos, PodUid, Reference, TaskEvent,
+    reason,
 };
 
 /// Bounds and delays.
@@ -49,43 +57,6 @@ pub enum Output {
     Forget(CgroupId),
 }
 
-/// Numbers for metrics.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Stats {
-    /// Pods known.
-    pub pods: usize,
-    /// Of these, promised a user namespace, and promised the host's.
-    pub promised: (usize, usize),
-    /// Live containers known.
-    pub containers: usize,
-    /// Processes known.
-    pub processes: usize,
-    /// Findings open.
-    pub open: usize,
-    /// Detections folded into open findings.
-    pub repeated: u64,
-    /// Findings of earlier runs that were found again.
-    pub recognised: u64,
-    /// Rows that fell out of full tables, by table.
-    pub evicted: BTreeMap<&'static str, u64>,
-    /// Records judged without their container, because it did not become known in time.
-    pub unattributed: u64,
-    /// Checks by (relation, denied), from the aggregation table.
-    pub checks: BTreeMap<(&'static str, bool), u64>,
-}
-
-impl Stats {
-    /// Pods that were promised this.
-    #[must_use]
-    pub fn pods_promised(&self, promise: Promise) -> usize {
-        match promise {
-            Promise::UserNamespace => self.promised.0,
-            Promise::HostUsers => self.promised.1,
-            Promise::Unknown => self.pods - self.promised.0 - self.promised.1,
-        }
-    }
-}
-
 /// The engine.
 #[derive(Debug)]
 pub struct Engine {
@@ -93,6 +64,9 @@ pub struct Engine {
     enrich_wait: Duration,
     state: State,
     runtimes: Runtimes,
+    reference: Reference,
+    unobservable: Unobservable,
+    withheld_unobservable: u64,
     open: OpenFindings,
     pending: VecDeque<(Nanos, Event)>,
     unattributed: u64,
@@ -112,6 +86,9 @@ impl Engine {
             enrich_wait: limits.enrich_wait,
             state: State::new(Sizes { containers: limits.containers, processes: limits.processes }),
             runtimes: Runtimes::default(),
+            reference: Reference::default(),
+            unobservable: Unobservable::default(),
+            withheld_unobservable: 0,
             open: OpenFindings::new(MAX_OPEN),
             pending: VecDeque::new(),
             unattributed: 0,
@@ -120,6 +97,18 @@ impl Engine {
             budgets: Budgets::default(),
             now: Nanos(0),
         }
+    }
+
+    /// The same, where this user namespace counts as the host's.
+    #[must_use]
+    pub fn under(self, reference: Reference) -> Self {
+        Self { reference, ..self }
+    }
+
+    /// The same, where pods of these runtime classes are not observable: names, or beginnings that end in `*`.
+    #[must_use]
+    pub fn without(self, classes: Vec<String>) -> Self {
+        Self { unobservable: Unobservable(classes), ..self }
     }
 
     /// Takes one input and appends what follows from it to `out`.
@@ -137,30 +126,6 @@ impl Engine {
                 self.now = self.now.max(time);
                 self.tick(out);
             }
-        }
-    }
-
-    /// The numbers as they stand.
-    #[must_use]
-    pub fn stats(&self) -> Stats {
-        let mut checks = self.past_checks.clone();
-        for (key, value) in &self.checks {
-            *checks.entry(check_label(key)).or_default() += value.count;
-        }
-        let mut evicted = self.state.evicted.clone();
-        evicted.insert("findings", self.open.evicted);
-        let promised = |what| self.state.pods().filter(|(_, pod)| pod.promise() == what).count();
-        Stats {
-            pods: self.state.pods().count(),
-            promised: (promised(Promise::UserNamespace), promised(Promise::HostUsers)),
-            containers: self.state.containers().filter(|container| !container.id.is_empty()).count(),
-            processes: self.state.nr_processes(),
-            open: self.open.len(),
-            repeated: self.open.repeated,
-            recognised: self.open.earlier.recognised,
-            evicted,
-            unattributed: self.unattributed,
-            checks,
         }
     }
 
@@ -238,6 +203,7 @@ impl Engine {
             self.state.executed(&event);
         }
         let container = CgroupId(event.task.lineage.container);
+        let intruded = self.intrusion(&event, time, hook, reasons);
         let changed = self.learn(&event, time, hook, reasons);
         let observed = rules::Observed { event: &event, time, hook, reasons };
         for rule in RuleId::ALL {
@@ -245,8 +211,8 @@ impl Engine {
             let found = rules::on_task(*rule, &observed, &context);
             self.tell(*rule, found, Some(container), out);
         }
-        if changed {
-            self.judge(container, out);
+        for concerned in [changed.then_some(container), intruded].into_iter().flatten() {
+            self.judge(concerned, out);
         }
     }
 
@@ -260,6 +226,9 @@ impl Engine {
     fn learn(&mut self, event: &TaskEvent, time: Nanos, hook: &'static str, reasons: u32) -> bool {
         let task = &event.task;
         let id = CgroupId(task.lineage.container);
+        if task.lineage.origin == origin::FOREIGN {
+            return false;
+        }
         let workload = task.lineage.flags & lineage::WORKLOAD != 0;
         let entering = task.lineage.state == state::ENTERING
             && (!workload || hook != Hook::Exec.name() && self.found_runtime(event));
@@ -268,10 +237,11 @@ impl Engine {
         } else {
             self.state.settled(id, task.process);
         }
+        let anothers = task.pod_userns.and_then(|ns| self.state.owner_of(ns.inum, id)).is_some();
         let mut changed = entering;
         let inside = task.lineage.state == state::INSIDE && workload && reasons & reason::LEFT_USERNS == 0;
         // the map is written once, before the first program runs
-        let userns = task.pod_userns.filter(|ns| inside && ns.uid_map.nr_extents != 0);
+        let userns = task.pod_userns.filter(|ns| inside && ns.uid_map.nr_extents != 0 && !anothers);
         changed |= userns.is_some_and(|ns| self.state.has_userns(id, ns));
         let Some(container) = self.state.container_mut(id) else { return false };
         if userns.is_some() {
@@ -281,7 +251,8 @@ impl Engine {
             container.host_workload = Some((time, Box::new(event.clone())));
             changed = true;
         }
-        if reasons & reason::HOST_CAPABILITY != 0 && task.lineage.state == state::ENTERING {
+        let monitor = self.runtimes.is_monitor(event);
+        if reasons & reason::HOST_CAPABILITY != 0 && task.lineage.state == state::ENTERING && !monitor {
             let call = event.call.as_ref();
             if let Some(capability) = call.and_then(|call| call.capability) {
                 let syscall = call.and_then(|call| call.syscall);
@@ -328,7 +299,8 @@ impl Engine {
                 self.known_better(&concerned, out);
             }
             Fact::SandboxGone(id) => self.state.sandbox_gone(&id, self.now),
-            Fact::RuntimeImages(images) => self.runtimes = Runtimes::new(&images),
+            Fact::RuntimeImages(images) => self.runtimes.set(&images),
+            Fact::MonitorImages(images) => self.runtimes.set_monitors(&images),
             Fact::Aggregates(rows) => self.aggregates(rows),
             Fact::Budgets(rows) => {
                 for (container, mut withheld) in self.budgets.take(&rows, self.now) {
@@ -441,6 +413,8 @@ impl Engine {
         Context {
             now: self.now,
             grace: self.grace,
+            reference: &self.reference,
+            unobservable: &self.unobservable,
             container,
             pod,
             runtimes: &self.runtimes,
@@ -455,6 +429,11 @@ impl Engine {
         container: Option<CgroupId>,
         out: &mut Vec<Output>,
     ) {
+        // what proves tampering with the kernel is told of any pod
+        if rule != RuleId::I1 && !found.is_empty() && self.context(container).is_unobservable() {
+            self.withheld_unobservable += found.len() as u64;
+            return;
+        }
         for detection in found {
             let Some(key) = self.open.take(rule, detection, container) else { continue };
             let Some(finding) = self.described(&key) else { continue };
@@ -512,6 +491,11 @@ impl Engine {
         }
         finding.container = known;
         finding.pod = pod;
+        let came_from = finding.task.as_ref().map(|event| CgroupId(event.task.lineage.container));
+        finding.from = came_from.filter(|from| Some(*from) != container).and_then(|from| {
+            let (container, pod) = refs(&self.context(Some(from)));
+            container.map(|container| Box::new(CameFrom { container, pod }))
+        });
         let Some((_, pod)) = context.pod else {
             finding.unknown.push("pod: the cgroup path names none");
             return;

@@ -135,6 +135,15 @@ pub struct ContainerRef {
     pub cgroup_path: String,
 }
 
+/// The container of another pod that the process of a finding comes from.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct CameFrom {
+    /// The container.
+    pub container: ContainerRef,
+    /// Its pod.
+    pub pod: Option<PodRef>,
+}
+
 /// One capability used or denied, in a finding about capabilities.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CapabilityUse {
@@ -207,6 +216,8 @@ pub struct Finding {
     pub pod: Option<PodRef>,
     /// The container.
     pub container: Option<ContainerRef>,
+    /// Where the process comes from, if that is another pod.
+    pub from: Option<Box<CameFrom>>,
     /// The process and the credentials it had.
     pub task: Option<Box<TaskEvent>>,
     /// Name of the hook that saw it.

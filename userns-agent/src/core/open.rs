@@ -150,6 +150,7 @@ impl OpenFindings {
             why: detection.why,
             pod: None,
             container: None,
+            from: None,
             task: detection.task,
             hook: detection.hook,
             capabilities: detection.capabilities,

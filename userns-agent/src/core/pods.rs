@@ -107,6 +107,11 @@ impl Pod {
         best.map(|(source, said)| (*source, &said.spec))
     }
 
+    /// Its runtime class, and the runtime's handler, as far as sources tell.
+    pub fn runtime_classes(&self) -> impl Iterator<Item = &str> {
+        self.said.values().filter_map(|said| said.spec.runtime_class.as_deref())
+    }
+
     /// Sources that describe it, the best first.
     pub fn sources(&self) -> impl Iterator<Item = PodSource> {
         self.said.keys().copied()

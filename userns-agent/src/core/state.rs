@@ -32,6 +32,8 @@ pub struct Container {
     pub host_workload: Option<(Nanos, Box<TaskEvent>)>,
     /// Processes on their way in, with when they came.
     pub entering: BTreeMap<ProcessId, (Nanos, Box<TaskEvent>)>,
+    /// Processes that came into its namespaces from outside of the pod, by the first of each family.
+    pub intruders: BTreeMap<ProcessId, Intruder>,
     /// Capabilities used over the host, by number, with the first user.
     pub host_capabilities: BTreeMap<u32, CapabilityUse>,
     /// The first process that used one.
@@ -51,12 +53,28 @@ impl Container {
     }
 }
 
+/// A process that came into a container's namespaces without coming into its cgroup.
+#[derive(Clone, Debug)]
+pub struct Intruder {
+    /// When it came.
+    pub since: Nanos,
+    /// The hook that saw it last.
+    pub hook: &'static str,
+    /// What was last seen of it, or of one that it made.
+    pub event: Box<TaskEvent>,
+    /// Whether it is still there after the time that a runtime may need.
+    pub late: bool,
+}
+
 /// How long what is gone stays resolvable.
 pub(super) const KEEP_NS: u64 = 60_000_000_000;
 /// How long an ended process stays resolvable: evidence and exits come by different rings.
 const KEEP_PROCESS_NS: u64 = 5_000_000_000;
 /// Processes on their way into one container that are followed at once.
 const MAX_ENTERING: usize = 64;
+
+/// Intruders of one container that are kept at once.
+const MAX_INTRUDERS: usize = 64;
 
 /// What is known of a process besides the record at hand.
 #[derive(Clone, Debug, Default)]
@@ -319,10 +337,55 @@ impl State {
         container.entering.insert(process, (since, Box::new(event.clone())));
     }
 
+    /// A live container of another pod than this container's whose programs run in the user namespace.
+    #[must_use]
+    pub(super) fn owner_of(&self, inum: u32, not_of: CgroupId) -> Option<CgroupId> {
+        let own = self.containers.get(&not_of).and_then(|container| container.pod.as_ref());
+        let mut owners = self.containers().filter(|container| {
+            container.userns.is_some_and(|ns| ns.inum == inum) && container.pod.as_ref() != own
+        });
+        owners.next().map(|container| container.cgroup)
+    }
+
+    /// Takes note of a process that came into a container's namespaces from elsewhere. What it makes is the same entry.
+    pub(super) fn intruding(
+        &mut self,
+        container: CgroupId,
+        event: &TaskEvent,
+        time: Nanos,
+        hook: &'static str,
+        late: bool,
+    ) {
+        let Some(container) = self.containers.get_mut(&container) else { return };
+        let intruders = &mut container.intruders;
+        let family = std::iter::once(event.task.process)
+            .chain(event.ancestors.iter().map(|ancestor| ancestor.process))
+            .find(|process| intruders.contains_key(process));
+        let first = family.unwrap_or(event.task.process);
+        let known = intruders.remove(&first);
+        if intruders.len() >= MAX_INTRUDERS {
+            let oldest = intruders.iter().min_by_key(|(_, intruder)| intruder.since).map(|(id, _)| *id);
+            oldest.and_then(|id| intruders.remove(&id));
+            *self.evicted.entry("intruders").or_default() += 1;
+        }
+        let late = late || known.as_ref().is_some_and(|known| known.late);
+        let since = known.map_or(time, |known| known.since);
+        intruders.insert(first, Intruder { since, hook, event: Box::new(event.clone()), late });
+    }
+
+    /// Takes the user namespace away from a container that turned out not to be its owner; returns the program that it
+    /// was learnt from.
+    pub(super) fn disown(&mut self, container: CgroupId) -> Option<Box<TaskEvent>> {
+        let container = self.containers.get_mut(&container)?;
+        container.userns = None;
+        container.first_workload.take()
+    }
+
     /// Takes note that a process is no longer on its way in.
     pub(super) fn settled(&mut self, container: CgroupId, process: ProcessId) {
         if let Some(container) = self.containers.get_mut(&container) {
             container.entering.remove(&process);
+            container.intruders.remove(&process);
         }
     }
 

@@ -14,6 +14,7 @@ mod outage;
 mod pod_object;
 pub mod pods_file;
 pub mod proc;
+pub mod reference;
 pub mod runtimes;
 
 pub use https::{Patience, server_url};

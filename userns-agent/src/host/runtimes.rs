@@ -34,6 +34,10 @@ pub const NAMES: &[&str] = &[
     "k3s",
 ];
 
+/// Those among them that stay for as long as what they watch over, in a container's cgroup if so configured (CRI-O's
+/// `monitor_exec_cgroup`, exec affinity).
+pub const MONITORS: &[&str] = &["conmon", "conmonrs"];
+
 /// An executable found.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Runtime {
@@ -58,10 +62,25 @@ impl Found {
     /// The fact to tell.
     #[must_use]
     pub fn fact(&self) -> Fact {
-        let mut images: Vec<_> = self.runtimes.iter().map(|runtime| runtime.image).collect();
+        Fact::RuntimeImages(self.images(|_| true))
+    }
+
+    /// The fact about those of [`MONITORS`].
+    #[must_use]
+    pub fn monitors(&self) -> Fact {
+        let is_monitor = |runtime: &Runtime| {
+            let name = runtime.path.file_name().and_then(|name| name.to_str());
+            name.is_some_and(|name| MONITORS.contains(&name))
+        };
+        Fact::MonitorImages(self.images(is_monitor))
+    }
+
+    fn images(&self, wanted: impl Fn(&Runtime) -> bool) -> Vec<Image> {
+        let runtimes = self.runtimes.iter().filter(|runtime| wanted(runtime));
+        let mut images: Vec<_> = runtimes.map(|runtime| runtime.image).collect();
         images.sort_unstable_by_key(|image| (image.dev, image.ino));
         images.dedup();
-        Fact::RuntimeImages(images)
+        images
     }
 }
 
@@ -200,6 +219,7 @@ mod tests {
         let found =
             find(host.path(), &["/usr/sbin", "/usr/bin", "/nowhere", "/opt/x/my-runtime", "/usr/bin/bash/x"]);
         assert_eq!(paths(&found), ["/usr/sbin/crio", "/usr/bin/runc", "/opt/x/my-runtime"]);
+        assert_eq!(found.monitors(), Fact::MonitorImages(vec![]));
         assert_eq!((found.fallback, found.failures), (None, vec![]));
     }
 
@@ -216,6 +236,18 @@ mod tests {
         let by_stat = Device::from_st_dev(stat.dev()).unwrap();
         assert!(dev == by_stat.0 || devices.iter().any(|(_, device)| device.0 == dev));
         assert_eq!(found.fact(), Fact::RuntimeImages(vec![found.runtimes[0].image]));
+    }
+
+    #[test]
+    fn monitors_are_told_apart() {
+        let host = host(&["/usr/bin/runc", "/usr/bin/conmon", "/opt/x/conmon"]);
+        let found = find(host.path(), &["/usr/bin", "/opt/x/conmon"]);
+        let conmons: Vec<_> =
+            found.runtimes.iter().filter(|it| it.path.ends_with("conmon")).map(|it| it.image).collect();
+        let Fact::MonitorImages(mut told) = found.monitors() else { panic!("{found:?}") };
+        told.sort_unstable_by_key(|image| image.ino);
+        assert_eq!((found.runtimes.len(), told.len(), conmons.len()), (3, 2, 2));
+        assert!(conmons.iter().all(|image| told.contains(image)));
     }
 
     #[test]

@@ -165,14 +165,27 @@ const ACCOUNTING: &[u32] = &[
 #[cfg(not(target_arch = "x86_64"))]
 const LISTING: &[u32] = &[78, 79, 291, 61];
 
+/// What counts as the host's.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Host {
+    /// Inode number of its user namespace.
+    pub userns: u32,
+    /// Level of that.
+    pub level: u32,
+    /// Inode number of its mount namespace.
+    pub mnt: u32,
+}
+
 /// The globals for this kernel.
 #[must_use]
-pub fn settings(kernel: &Kernel, host_mnt_inum: u32, grace: Duration, container_budget: u64) -> Settings {
+pub fn settings(kernel: &Kernel, host: Host, grace: Duration, container_budget: u64) -> Settings {
     Settings {
         offsets: kernel.offsets,
         registers: kernel.registers,
-        host_level: 0,
-        host_mnt_inum,
+        host_level: host.level,
+        host_userns_inum: host.userns,
+        host_mnt_inum: host.mnt,
+        reserved: 0,
         grace_ns: u64::try_from(grace.as_nanos()).unwrap_or(u64::MAX),
         container_budget,
         attempt_caps: ATTEMPTS,

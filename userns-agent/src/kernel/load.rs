@@ -11,7 +11,7 @@ use aya::{Btf, Ebpf, EbpfError, EbpfLoader};
 use rustix::io::Errno;
 use thiserror::Error;
 use userns_common::kind::Counter;
-use userns_common::record::{AggregateKey, AggregateValue, Budget, WatchedCgroup};
+use userns_common::record::{AggregateKey, AggregateValue, Budget, WatchedCgroup, WatchedUserNs};
 use userns_common::settings::{SETTINGS, Settings};
 
 use super::lineages::Lineages;
@@ -69,6 +69,8 @@ struct Plain<T>(T);
 // SAFETY: integers and arrays of them, without padding (userns_common::layout).
 unsafe impl aya::Pod for Plain<WatchedCgroup> {}
 // SAFETY: as above.
+unsafe impl aya::Pod for Plain<WatchedUserNs> {}
+// SAFETY: as above.
 unsafe impl aya::Pod for Plain<AggregateKey> {}
 // SAFETY: as above.
 unsafe impl aya::Pod for Plain<AggregateValue> {}
@@ -79,6 +81,7 @@ unsafe impl aya::Pod for Plain<Budget> {}
 pub struct Loaded {
     ebpf: Ebpf,
     cgroups: HashMap<MapData, u64, Plain<WatchedCgroup>>,
+    userns: HashMap<MapData, u64, Plain<WatchedUserNs>>,
     aggregates: HashMap<MapData, Plain<AggregateKey>, Plain<AggregateValue>>,
     budgets: HashMap<MapData, u64, Plain<Budget>>,
     counts: PerCpuArray<MapData, u64>,
@@ -128,12 +131,13 @@ pub fn load(
         .load(object)?;
     let rings = Rings { evidence: ring(&mut ebpf, "EVIDENCE")?, bulk: ring(&mut ebpf, "BULK")? };
     let cgroups = HashMap::try_from(take(&mut ebpf, "CGROUPS")?).map_err(named("CGROUPS"))?;
+    let userns = HashMap::try_from(take(&mut ebpf, "USERNS")?).map_err(named("USERNS"))?;
     let aggregates = HashMap::try_from(take(&mut ebpf, "AGGREGATES")?).map_err(named("AGGREGATES"))?;
     let budgets = HashMap::try_from(take(&mut ebpf, "BUDGETS")?).map_err(named("BUDGETS"))?;
     let counts = PerCpuArray::try_from(take(&mut ebpf, "COUNTS")?).map_err(named("COUNTS"))?;
     let mut verified = verify(&mut ebpf, &btf, plan);
     let probes = plan.iter().map(|planned| start(&mut ebpf, &btf, planned, &mut verified)).collect();
-    Ok((Loaded { ebpf, cgroups, aggregates, budgets, counts, probes }, rings))
+    Ok((Loaded { ebpf, cgroups, userns, aggregates, budgets, counts, probes }, rings))
 }
 
 /// Programs by name, with what the kernel said to them.
@@ -308,6 +312,12 @@ impl Loaded {
     pub fn forget(&mut self, id: CgroupId) {
         let _ = self.cgroups.remove(&id.0);
         let _ = self.budgets.remove(&id.0);
+        // where another container of the pod remains, the next sweep puts the row back
+        let of = |row: &(u64, Plain<WatchedUserNs>)| row.1.0.container == id.0;
+        let userns: Vec<_> = self.userns.iter().flatten().filter(of).map(|(address, _)| address).collect();
+        for address in userns {
+            let _ = self.userns.remove(&address);
+        }
         let keys: Vec<_> = self.aggregates.keys().flatten().filter(|key| key.0.container == id.0).collect();
         for key in keys {
             let _ = self.aggregates.remove(&key);

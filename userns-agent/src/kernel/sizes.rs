@@ -35,7 +35,7 @@ impl Machine {
 ///
 /// With `C` containers, the memory divided by 8 MiB, at least 1024 and at most the configured `max_containers`:
 /// 4 C watched cgroups (a pod's directory, its containers, and what these make below), C budgets, 4 C rows of counted
-/// operations. The evidence ring has 1 KiB a container (512 KiB to 8 MiB), the bulk ring 512 KiB a CPU (1 to 16 MiB),
+/// operations, C user namespaces. The evidence ring has 1 KiB a container (512 KiB to 8 MiB), the bulk ring 512 KiB a CPU (1 to 16 MiB),
 /// both rounded up to a power of two.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Sizes {
@@ -43,6 +43,8 @@ pub struct Sizes {
     pub cgroups: u32,
     /// Budgets of containers.
     pub budgets: u32,
+    /// User namespaces of pods.
+    pub userns: u32,
     /// Rows of the aggregation table.
     pub aggregates: u32,
     /// Bytes of the ring for evidence.
@@ -60,6 +62,7 @@ impl Sizes {
         Self {
             cgroups: to_u32(containers.saturating_mul(4)),
             budgets: to_u32(containers),
+            userns: to_u32(containers),
             aggregates: to_u32(containers.saturating_mul(4)),
             evidence: ring(containers.saturating_mul(EVIDENCE_PER_CONTAINER), LEAST_EVIDENCE, MOST_EVIDENCE),
             bulk: ring(machine.cpus.saturating_mul(BULK_PER_CPU), LEAST_BULK, MOST_BULK),
@@ -68,10 +71,11 @@ impl Sizes {
 
     /// By map.
     #[must_use]
-    pub fn entries(&self) -> [(&'static str, u32); 5] {
+    pub fn entries(&self) -> [(&'static str, u32); 6] {
         [
             ("CGROUPS", self.cgroups),
             ("BUDGETS", self.budgets),
+            ("USERNS", self.userns),
             ("AGGREGATES", self.aggregates),
             ("EVIDENCE", self.evidence),
             ("BULK", self.bulk),
@@ -90,8 +94,14 @@ mod tests {
     #[test]
     fn sizes_grow_with_the_node_and_have_bounds() {
         let small = Sizes::new(Machine { memory: 1 << 30, cpus: 1 }, 8192);
-        let expected =
-            Sizes { cgroups: 4096, budgets: 1024, aggregates: 4096, evidence: 1 << 20, bulk: 1 << 20 };
+        let expected = Sizes {
+            cgroups: 4096,
+            budgets: 1024,
+            userns: 1024,
+            aggregates: 4096,
+            evidence: 1 << 20,
+            bulk: 1 << 20,
+        };
         assert_eq!(small, expected);
         let large = Sizes::new(Machine { memory: 1 << 40, cpus: 256 }, 8192);
         assert_eq!((large.budgets, large.evidence, large.bulk), (8192, 8 << 20, 16 << 20));

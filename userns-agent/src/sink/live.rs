@@ -53,6 +53,9 @@ pub fn format(finding: &Finding, rule: &Rule, style: &Style) -> String {
     out.text.push('\n');
     let place = place(finding.pod.as_ref(), finding.container.as_ref());
     out.row("in", &place);
+    if let Some(from) = finding.from.as_deref() {
+        out.row("from", &self::place(from.pod.as_ref(), Some(&from.container)));
+    }
     if let Some(event) = finding.task.as_deref() {
         out.row("process", &process(event));
         out.row("ids", &ids(&event.task));
@@ -252,6 +255,7 @@ mod tests {
         let expected = "\
 00:02:03.456 CRITICAL I0 A rule for tests
   in       pod default/web-0, container 3f2a9c81d04e (containerd)
+  from     pod 1a2b3c4d-0000-4000-8000-000000000001, container debug
   process  sh[4242] /bin/busybox -c 'echo \"a\\tb\"', child of containerd-shim[4200]
   ids      euid 0 → unmapped, egid 0 → unmapped, uid 1049576 → 1000, gid 1048576 → 0 (host → container)
   why      `sh` (pid 4242) of the pod works with credentials of the host's user namespace
@@ -281,10 +285,11 @@ mod tests {
         task.ancestors[0].comm = hostile.into();
         finding.why = format!("because of {hostile}");
         finding.container.as_mut().unwrap().id = hostile.to_owned();
+        finding.from.as_mut().unwrap().container.id = hostile.to_owned();
         let pod = finding.pod.as_mut().unwrap();
         (pod.namespace, pod.name) = (Some(hostile.to_owned()), Some(hostile.to_owned()));
         let text = format(&finding, &sample::RULE, &STYLE);
-        assert_eq!(text.lines().count(), 6, "{text}");
+        assert_eq!(text.lines().count(), 7, "{text}");
         assert!(!text.chars().any(|c| c != '\n' && super::super::text::is_deceptive(c)), "{text:?}");
         assert!(text.contains("process  \\u{1b}]0;owned\\u{7}\\u{1b}[2J\\r\\n\\u{9b}31m"), "{text}");
         let painted = format(&finding, &sample::RULE, &Style { color: true, ..STYLE });

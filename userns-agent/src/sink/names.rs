@@ -61,6 +61,7 @@ pub(super) fn lineage_origin(number: u32) -> Option<&'static str> {
         origin::ATTACHED => Some("attached"),
         origin::BORN => Some("born"),
         origin::ADOPTED => Some("adopted"),
+        origin::FOREIGN => Some("foreign"),
         _ => None,
     }
 }
@@ -76,6 +77,7 @@ const LINEAGE: &[(u64, &str)] = &[
     ((reason::FOREIGN_NAMESPACE as u64) << 32, "told_namespace"),
     ((reason::LEFT_CGROUP as u64) << 32, "told_cgroup"),
     ((reason::ACTS_OUTSIDE as u64) << 32, "told_acts"),
+    ((reason::FOREIGN_ENTRY as u64) << 32, "told_entry"),
 ];
 
 /// Flags of a lineage, and what was told of it.

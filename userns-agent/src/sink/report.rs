@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use rustix::time::{ClockId, clock_gettime};
 
 use crate::core::finding::{ContainerRef, PodRef, Severity};
-use crate::event::Nanos;
+use crate::event::{Nanos, Reference};
 
 /// The time since boot, sleep included: the clock that the kernel's records carry.
 #[must_use]
@@ -188,6 +188,8 @@ pub struct Status {
     pub node: String,
     /// Whether it is ready.
     pub readiness: Readiness,
+    /// The user namespace that counts as the host's, and the process that it was taken from.
+    pub reference: (Reference, Option<u32>),
     /// Its hooks.
     pub probes: Vec<ProbeReport>,
     /// Its sources.
@@ -203,6 +205,7 @@ impl Default for Status {
             kernel: String::new(),
             node: String::new(),
             readiness: Readiness::NotReady { reason: "starting".to_owned() },
+            reference: (Reference::default(), None),
             probes: Vec::new(),
             sources: Vec::new(),
             tables: Vec::new(),

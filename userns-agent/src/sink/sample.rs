@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use super::report::{AgentEvent, AgentState, ProbeReport, Suppressed, WallClock};
 use crate::core::finding::{
-    CallUse, CapabilityUse, Confidence, ContainerRef, Finding, FindingId, HostNamespaces, PodRef, Severity,
-    Status,
+    CallUse, CameFrom, CapabilityUse, Confidence, ContainerRef, Finding, FindingId, HostNamespaces, PodRef,
+    Severity, Status,
 };
 use crate::core::rules::{Rule, RuleId};
 use crate::event::{
@@ -151,6 +151,16 @@ pub(super) fn finding() -> Finding {
                           cri-containerd-3f2a9c81d04e.scope"
                 .to_owned(),
         }),
+        from: Some(Box::new(CameFrom {
+            container: ContainerRef {
+                id: "debug".to_owned(),
+                cgroup: CgroupId(9100),
+                cgroup_path: "/kubepods/pod1a2b3c4d-0000-4000-8000-000000000001/debug".to_owned(),
+                ..ContainerRef::default()
+            },
+            pod: PodUid::parse("1a2b3c4d-0000-4000-8000-000000000001")
+                .map(|uid| PodRef { uid, ..PodRef::default() }),
+        })),
         task: Some(Box::new(task_event())),
         hook: Some("sched_process_exec"),
         capabilities: vec![
@@ -167,6 +177,7 @@ pub(super) fn bare() -> Finding {
     Finding {
         pod: None,
         container: None,
+        from: None,
         task: None,
         hook: None,
         capabilities: Vec::new(),

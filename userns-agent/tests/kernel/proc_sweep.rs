@@ -11,21 +11,25 @@ use userns_common::record::WatchedCgroup;
 
 use super::*;
 
-const CONTAINER: &str = "pod0f4b5b7e-6f1d-4f3e-9d5c-2f1f4f1a7c11/\
-                         3f1c0f5e8a7d4b2c9e6f1a0b5d8c7e4f3a2b1c0d9e8f7a6b5c4d3e2f1a0b9c8d";
+const CONTAINER: &str = "3f1c0f5e8a7d4b2c9e6f1a0b5d8c7e4f3a2b1c0d9e8f7a6b5c4d3e2f1a0b9c8d";
 
 /// A container's cgroup, which is there before the programs are.
-struct Container {
+pub(crate) struct Container {
     top: PathBuf,
-    cgroup: Cgroup,
+    pub(crate) cgroup: Cgroup,
     cgroups: CgroupFs,
 }
 
 impl Container {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
+        Self::of_pod(0)
+    }
+
+    /// That of the pod with this number.
+    pub(crate) fn of_pod(pod: u32) -> Self {
         let cgroups = CgroupFs::find(None).unwrap();
-        let name = format!("/userns-agent-test-{}", std::process::id());
-        let path = format!("{name}/{CONTAINER}");
+        let name = format!("/userns-agent-test-{}-{pod}", std::process::id());
+        let path = format!("{name}/pod0f4b5b7e-6f1d-4f3e-9d5c-{pod:012}/{CONTAINER}");
         let directory = cgroups.root().join(path.trim_start_matches('/'));
         std::fs::create_dir_all(&directory).unwrap();
         let id = CgroupId(directory.metadata().unwrap().ino());
@@ -34,14 +38,18 @@ impl Container {
     }
 
     fn directory(&self) -> PathBuf {
-        self.top.join(CONTAINER)
+        self.cgroups.root().join(self.cgroup.path.as_str().trim_start_matches('/'))
     }
 
     fn take(&self, child: &Child) {
-        std::fs::write(self.directory().join("cgroup.procs"), child.id().to_string()).unwrap();
+        self.take_pid(child.id());
     }
 
-    fn watch(&self, kernel: &mut Kernel) {
+    pub(crate) fn take_pid(&self, pid: u32) {
+        std::fs::write(self.directory().join("cgroup.procs"), pid.to_string()).unwrap();
+    }
+
+    pub(crate) fn watch(&self, kernel: &mut Kernel) {
         let watched = WatchedCgroup { role: role::CONTAINER, told: 0, container: self.cgroup.id.0 };
         kernel.loaded.watch(self.cgroup.id, watched).unwrap();
     }
@@ -75,7 +83,7 @@ impl Drop for Container {
 }
 
 /// As [`shell`], in namespaces of its own that `command` makes.
-fn apart(command: &[&str], then: &str) -> Child {
+pub(crate) fn apart(command: &[&str], then: &str) -> Child {
     let script = format!("read line; {then}");
     let mut words = command.iter().copied().chain(["/bin/sh", "-c", &script]);
     let child = Command::new(words.next().unwrap()).args(words).stdin(Stdio::piped()).spawn().unwrap();
@@ -135,7 +143,7 @@ fn processes_from_before_the_agent_are_adopted_from_procfs() {
     }
 
     // the next hook takes the lineage over, for the nested one with the pod's user namespace
-    let outer = ProcFs::new("/proc").ancestry(nested.id()).unwrap().unwrap().pod().unwrap().inum;
+    let outer = ProcFs::new("/proc").ancestry(nested.id()).unwrap().unwrap().pod(0).unwrap().inum;
     for (child, expected) in [(&mut child, userns), (&mut nested, outer)] {
         go(child);
         let pid = child.id();

@@ -4,6 +4,8 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod engine;
+mod foreign;
+mod nested;
 mod pods;
 mod restart;
 mod world;
@@ -11,14 +13,14 @@ mod world;
 use userns_agent::core::finding::Severity;
 use userns_agent::core::rules::{RuleId, rule};
 use userns_agent::event::{Extent, Fact, Hook, Operation, Relation, namespace, origin, reason};
-use world::{Actor, HOST_NS, RUNC, SEALED, SECOND, SLEEP, World, range, uid};
+use world::{Actor, CONMON, HOST_NS, RUNC, SEALED, SECOND, SLEEP, World, range, uid};
 
 const BASE: u32 = 3_841_261_568;
 const SYS_ADMIN: u32 = 21;
 
 #[test]
 fn every_rule_fires_in_one_scenario_and_is_silent_in_another() {
-    let source = include_str!("main.rs");
+    let source = concat!(include_str!("main.rs"), include_str!("foreign.rs"));
     for id in RuleId::ALL {
         for what in ["fires", "silent"] {
             let name = format!("fn {}_{what}", rule(*id).id.to_lowercase());
@@ -173,6 +175,80 @@ fn i2_silent_in_pods_that_were_promised_nothing() {
     world.enters(container, &Actor::host(70, SLEEP, "sleep").entering(origin::ATTACHED));
     world.pass(10 * SECOND);
     world.silent();
+}
+
+#[test]
+fn i2_silent_for_a_monitor_that_stays_in_the_containers_cgroup() {
+    let mut world = World::new();
+    world.recorded(1, BASE);
+    let container = world.honest_start(1, 50, 7, BASE);
+    let conmon = Actor::host(70, CONMON, "conmon").entering(origin::BORN);
+    world.enters(container, &conmon);
+    world.pass(10 * SECOND);
+    // it works with what it has, past the grace period
+    world.asks(container, &conmon, SYS_ADMIN, Relation::Host, 0);
+    world.suspect(container, &conmon, Hook::TaskIter, reason::PAST_GRACE);
+    world.silent();
+    assert_eq!(world.engine().stats().monitors, 1);
+}
+
+#[test]
+fn i2_fires_for_what_only_calls_itself_a_monitor() {
+    // by its name, by its executable's name, and the real one in the container's mount namespace
+    let inside = Actor::host(72, CONMON, "conmon").entering(origin::BORN).working();
+    for (actor, stays) in [
+        (Actor::host(70, SLEEP, "conmon").entering(origin::BORN), true),
+        (Actor::host(71, SEALED, "conmon").entering(origin::BORN), true),
+        (inside, false),
+    ] {
+        let mut world = World::new();
+        world.recorded(1, BASE);
+        let container = world.honest_start(1, 50, 7, BASE);
+        if stays {
+            world.enters(container, &actor);
+            world.pass(5 * SECOND);
+        } else {
+            world.execs(container, &actor);
+        }
+        world.only(RuleId::I2);
+        assert_eq!(world.engine().stats().monitors, 0);
+    }
+}
+
+#[test]
+fn i2_silent_in_pods_that_this_kernel_does_not_see() {
+    for class in ["kata", "kata-qemu", "gvisor"] {
+        let mut world = World::new();
+        world.declared_with_class(1, class);
+        let container = world.container(1);
+        world.enters(container, &Actor::host(70, SLEEP, "qemu-system-x86").entering(origin::ATTACHED));
+        world.execs(container, &Actor::host(71, SLEEP, "virtiofsd").entering(origin::ATTACHED).working());
+        world.pass(10 * SECOND);
+        world.silent();
+        let stats = world.engine().stats();
+        assert!(stats.unobservable == 1 && stats.withheld_unobservable > 0, "{stats:?}");
+    }
+}
+
+#[test]
+fn i2_fires_in_pods_of_other_runtime_classes() {
+    for class in ["crun", "gvisor-like", "my-kata"] {
+        let mut world = World::new();
+        world.declared_with_class(1, class);
+        let container = world.container(1);
+        world.enters(container, &Actor::host(70, SLEEP, "qemu").entering(origin::ATTACHED));
+        world.only(RuleId::I2);
+    }
+}
+
+#[test]
+fn i1_fires_in_pods_that_this_kernel_does_not_see() {
+    let mut world = World::new();
+    world.declared_with_class(1, "gvisor");
+    let container = world.container(1);
+    let thief = Actor::inside(51, 7, BASE).with_host_credentials();
+    world.suspect(container, &thief, Hook::Exec, reason::LEFT_USERNS);
+    world.only(RuleId::I1);
 }
 
 #[test]

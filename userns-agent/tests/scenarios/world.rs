@@ -6,19 +6,26 @@ use userns_agent::core::finding::{Finding, Status};
 use userns_agent::core::rules::RuleId;
 use userns_agent::core::{Engine, Limits, Output};
 use userns_agent::event::{
-    Body, Call, Cgroup, CgroupId, Event, Extent, Fact, Hook, IdMap, Ids, Image, Input, KubeletRecord,
-    Lineage, Nanos, Operation, PodSource, PodSpec, PodUid, ProcessId, Relation, Task, TaskEvent, Text,
-    UserNs, lineage, origin, reason, role, state,
+    Ancestor, Body, Call, Cgroup, CgroupId, Event, Extent, Fact, Hook, IdMap, Ids, Image, Input,
+    KubeletRecord, Lineage, Nanos, Operation, PodSource, PodSpec, PodUid, ProcessId, Reference, Relation,
+    Task, TaskEvent, Text, UserNs, lineage, origin, reason, role, state,
 };
 
 /// Inode number of the initial user namespace.
 pub(crate) const HOST_NS: u32 = 0xEFFF_FFFD;
 /// An executable on the host's disk that is a runtime.
 pub(crate) const RUNC: Image = Image { ino: 100, dev: 8 << 20 | 1, nlink: 1 };
+/// A monitor's executable on the host's disk.
+pub(crate) const CONMON: Image = Image { ino: 101, dev: 8 << 20 | 1, nlink: 1 };
 /// An executable on the host's disk that is none.
 pub(crate) const SLEEP: Image = Image { ino: 200, dev: 8 << 20 | 1, nlink: 1 };
 /// A sealed copy of a runtime: a memfd.
 pub(crate) const SEALED: Image = Image { ino: 300, dev: 1, nlink: 0 };
+
+/// Inode number of the user namespace of a node that has one.
+pub(crate) const NODE_NS: u32 = 3;
+/// Host id of root in it.
+pub(crate) const NODE_BASE: u32 = 1_000_000;
 
 pub(crate) const MS: u64 = 1_000_000;
 pub(crate) const SECOND: u64 = 1_000 * MS;
@@ -104,8 +111,46 @@ impl Actor {
         actor
     }
 
+    /// The same one level deeper: the pod's user namespace lies below the node's.
+    pub(crate) fn on_nested_node(mut self) -> Self {
+        let task = &mut self.0.task;
+        task.userns.level += 1;
+        if task.userns.level == 1 {
+            task.userns.inum = NODE_NS;
+        } else {
+            task.userns.parent_inum = NODE_NS;
+            task.pod_userns = Some(task.userns);
+        }
+        self
+    }
+
     pub(crate) fn entering(mut self, origin: u32) -> Self {
         self.0.task.lineage = Lineage { state: state::ENTERING, origin, ..Lineage::default() };
+        self
+    }
+
+    /// A process that came into a pod's namespaces from elsewhere: it keeps the cgroup that it had.
+    pub(crate) fn foreign(mut self) -> Self {
+        let task = &mut self.0.task;
+        task.lineage.origin = origin::FOREIGN;
+        task.lineage.told = reason::ID_OUTSIDE_MAP | reason::LEFT_CGROUP;
+        task.lineage.flags = 0;
+        if task.lineage.state == 0 {
+            task.lineage.state = state::ENTERING;
+        }
+        self
+    }
+
+    /// Runs this program instead.
+    pub(crate) fn running(mut self, image: Image, name: &str) -> Self {
+        self.0.task.image = image;
+        (self.0.path, self.0.task.comm) = (name.into(), name.into());
+        self
+    }
+
+    pub(crate) fn child_of(mut self, parent: &Self) -> Self {
+        let process = parent.0.task.process;
+        self.0.ancestors = vec![Ancestor { process, euid: 0, comm: parent.0.task.comm.clone() }];
         self
     }
 
@@ -140,12 +185,29 @@ impl World {
 
     fn of(limits: Limits) -> Self {
         let mut world = Self {
-            engine: Engine::new(limits),
+            engine: Engine::new(limits).without(vec!["kata*".to_owned(), "gvisor".to_owned()]),
             now: SECOND,
             findings: Vec::new(),
             forgotten: Vec::new(),
             next_cgroup: 1000,
         };
+        world.fact(Fact::RuntimeImages(vec![RUNC, CONMON]));
+        world.fact(Fact::MonitorImages(vec![CONMON]));
+        world
+    }
+
+    /// A node whose kubelet runs in user namespace [`NODE_NS`], where root is host id [`NODE_BASE`].
+    pub(crate) fn nested() -> Self {
+        let mut world = Self::new();
+        let map = vec![Extent { first: 0, lower_first: NODE_BASE, count: 4_000_000 }];
+        let reference = Reference { inum: NODE_NS, level: 1, uid_map: map.clone(), gid_map: map };
+        let limits = Limits {
+            grace: Duration::from_secs(2),
+            enrich_wait: Duration::ZERO,
+            containers: 64,
+            processes: 1024,
+        };
+        world.engine = Engine::new(limits).under(reference);
         world.fact(Fact::RuntimeImages(vec![RUNC]));
         world
     }
@@ -218,6 +280,18 @@ impl World {
         self.fact(Fact::Pods(PodSource::PodsFile, vec![spec]));
     }
 
+    pub(crate) fn declared_with_class(&mut self, n: u32, class: &str) {
+        let spec = PodSpec {
+            uid: uid(n),
+            namespace: "default".into(),
+            name: format!("pod-{n}"),
+            host_users: Some(false),
+            runtime_class: Some(class.into()),
+            ..PodSpec::default()
+        };
+        self.fact(Fact::Pods(PodSource::PodsFile, vec![spec]));
+    }
+
     /// Makes a pod's and a container's cgroup, as a kubelet and a runtime would.
     pub(crate) fn container(&mut self, n: u32) -> u64 {
         self.next_cgroup += 2;
@@ -273,6 +347,29 @@ impl World {
     pub(crate) fn inside(&mut self, container: u64, actor: &Actor) {
         let event = self.placed(container, actor);
         self.event(Hook::Setns, 0, Body::Inside(event));
+    }
+
+    /// A program of this container joins the mount and PID namespaces of the pod with this user namespace.
+    pub(crate) fn joins(&mut self, container: u64, actor: &Actor, inum: u32) {
+        let mut event = self.placed(container, actor);
+        event.call = Some(Call {
+            operation: Operation::Setns,
+            capability: None,
+            relation: Relation::Pod,
+            ret: 0,
+            target_inum: inum,
+            target_level: 1,
+            syscall: None,
+            flags: 0,
+        });
+        self.event(Hook::Setns, reason::FOREIGN_ENTRY, Body::NamespaceCall(event));
+    }
+
+    /// A task that is in no pod joins namespaces of this container.
+    pub(crate) fn comes_into(&mut self, container: u64, actor: &Actor) {
+        let mut event = self.placed(container, actor);
+        event.task.cgroup = CgroupId(77);
+        self.event(Hook::Setns, 0, Body::Entry(event));
     }
 
     pub(crate) fn suspect(&mut self, container: u64, actor: &Actor, hook: Hook, reasons: u32) {

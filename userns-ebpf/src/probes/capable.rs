@@ -144,7 +144,7 @@ fn asked<const TYPED: bool>(
     let mut report = Report::of(found, EventKind::Capability, Hook::Capable);
     if granted_over_host {
         report.reasons |= reason::HOST_CAPABILITY;
-    } else if report.reasons == 0 {
+    } else if !found.is_evidence(&tracked.lineage) {
         report.ring = Ring::Bulk;
     }
     report.detail.operation = Operation::Capability as u32;

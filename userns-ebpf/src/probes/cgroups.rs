@@ -72,9 +72,13 @@ fn cgroup_attach_task(ctx: BtfTracePointContext) -> i32 {
         (Some(watched), None) => {
             lineage::enter(task, &watched, origin::ATTACHED, Task::current().mnt_ns(), Hook::CgroupAttach);
         }
+        (Some(watched), Some(lineage)) if lineage.origin == origin::FOREIGN => {
+            lineage::settle(task, lineage, &watched, Task::current().mnt_ns());
+        }
         (Some(watched), Some(lineage)) if lineage.state == state::ENTERING => {
             lineage.container = watched.container;
         }
+        (None, Some(lineage)) if lineage.origin == origin::FOREIGN => {}
         (None, Some(lineage)) if lineage.state == state::ENTERING && lineage.flags & flag::WORKLOAD == 0 => {
             emit::gone(EventKind::Left, Hook::CgroupAttach, task, lineage.container);
             task.forget_lineage();

@@ -89,10 +89,26 @@ fn open_tree_attr(ret: i32) {
 #[inline(always)]
 fn returned(operation: Operation, hook: Hook, flags: usize, ret: i32) {
     let task = Task::current();
-    let Some(lineage) = task.lineage() else { return };
+    let Some(lineage) = task.lineage() else {
+        if joins(operation, ret) {
+            lineage::enter_foreign(task, hook);
+        }
+        return;
+    };
     let found = lineage::inspect_at_rest(task, lineage);
     let call = Call { operation, ret, flags: task.syscall_arg(flags), fd: task.syscall_arg(0) };
+    if joins(operation, ret) {
+        let mut report = Report::new(EventKind::NamespaceCall, hook, Ring::Evidence, 0);
+        describe(&mut report, &call);
+        lineage::tell_joined(task, lineage, &mut report);
+    }
     tell(task, lineage, found, &call, hook);
+}
+
+/// Whether a call can have brought the task into existing namespaces.
+#[inline(always)]
+fn joins(operation: Operation, ret: i32) -> bool {
+    operation as u32 == Operation::Setns as u32 && ret >= 0
 }
 
 /// Calls that do not ask for an id map say nothing about user namespaces: runtimes make many of them. Those change no
@@ -127,15 +143,20 @@ pub(crate) fn tell(task: Task, lineage: &mut Lineage, found: Found, call: &Call,
         return;
     }
     let mut report = Report::of(found, EventKind::NamespaceCall, hook);
-    if report.reasons == 0 {
+    if !found.is_evidence(lineage) {
         report.ring = Ring::Bulk;
     }
+    describe(&mut report, call);
+    if emit::task(task, lineage, &report) {
+        lineage::told(lineage, found);
+    }
+}
+
+#[inline(always)]
+fn describe(report: &mut Report, call: &Call) {
     report.detail.operation = call.operation as u32;
     report.detail.relation = Relation::Pod as u32;
     report.detail.ret = call.ret;
     report.detail.flags = call.flags;
     report.detail.fd = call.fd;
-    if emit::task(task, lineage, &report) {
-        lineage::told(lineage, found);
-    }
 }

@@ -32,6 +32,7 @@ extern "C" fn sweep(ctx: *const *const c_void) -> i32 {
         Some(tracked) => {
             capable::settle(task, tracked);
             let lineage = &mut tracked.lineage;
+            lineage::watch_userns(lineage);
             let found = lineage::inspect(task, lineage)
                 .and(lineage::check_grace(lineage))
                 .and(lineage::check_cgroup(task.cgroup(), lineage));
@@ -46,11 +47,14 @@ extern "C" fn sweep(ctx: *const *const c_void) -> i32 {
                 lineage.flags &= !flag::OWED;
             }
         }
-        None => {
-            let Some(watched) = lineage::watched(task.cgroup().id()) else { return 0 };
-            count(Counter::TasksAdopted);
-            lineage::enter(task, &watched, origin::ADOPTED, 0, Hook::TaskIter);
-        }
+        None => match lineage::watched(task.cgroup().id()) {
+            Some(watched) => {
+                count(Counter::TasksAdopted);
+                lineage::enter(task, &watched, origin::ADOPTED, 0, Hook::TaskIter);
+            }
+            None if lineage::enter_foreign(task, Hook::TaskIter) => count(Counter::TasksAdopted),
+            None => {}
+        },
     }
     0
 }

@@ -45,8 +45,9 @@ impl<const TYPED: bool> UserNs<TYPED> {
 }
 
 impl UserNs {
+    /// The one above; not to be asked of the initial one.
     #[inline(always)]
-    fn parent(self) -> Self {
+    pub(crate) fn parent(self) -> Self {
         // SAFETY: typed pointer, offset from BTF.
         Self(unsafe { follow::<*const c_void>(self.0, setting!(offsets.userns_parent)) })
     }

@@ -147,6 +147,15 @@ impl Lab {
         HostProcess::sleep(&self.inner.runtimes.busybox()?)
     }
 
+    /// A static program of many names, for what needs an executable of its own.
+    ///
+    /// # Errors
+    ///
+    /// When it is not there.
+    pub fn busybox(&self) -> Result<PathBuf> {
+        self.inner.runtimes.busybox()
+    }
+
     /// The lab's directory; files put there are removed with it.
     #[must_use]
     pub fn dir(&self) -> &Path {

@@ -10,6 +10,7 @@ mod core;
 mod cost;
 mod day;
 mod flood;
+mod foreign;
 mod leftovers;
 mod restart;
 mod rounds;

@@ -21,7 +21,10 @@ pub(super) const RULE: Rule = Rule {
     evidence: "The move into the cgroup or the birth there, `real_cred->user_ns`, the executable's device and inode, and \
                the time since the entry.",
     exceptions: "Runtimes enter with the host's credentials for milliseconds (runc, crun; the grace period covers them). \
-                 Monitors that CRI-O and podman keep in a pod's slice are known by their own cgroups. An administrator \
+                 Monitors that CRI-O and podman keep in a pod's slice are known by their own cgroups; one in a container's \
+                 (`monitor_exec_cgroup`, exec affinity) by its executable, which must be the host's own, and by the host's \
+                 mount namespace: it may stay, and is counted (`userns_monitors`). Pods of `unobservable_runtimes` (Kata, \
+                 gVisor) have helpers of the host's and programs that this kernel does not see: not judged. An administrator \
                  who moves a process into a pod's cgroup is reported: that is what the rule sees.",
     respond: "Find out who put the process there: its ancestors are in the finding. If nobody did, treat it as an escape \
               in the making and isolate the node.",
@@ -48,7 +51,7 @@ pub(super) fn on_container(container: &Container, context: &Context<'_>) -> Vec<
 }
 
 fn judge(container: &Container, since: Nanos, event: &TaskEvent, context: &Context<'_>) -> Option<Detection> {
-    if event.task.userns.level > 0 {
+    if event.task.userns.level > context.reference.level || context.is_monitor(event) {
         return None;
     }
     let stayed = context.now.since(since);

@@ -20,7 +20,8 @@ pub(super) const RULE: Rule = Rule {
     evidence: "The final credentials at exec, in a mount namespace other than that of whoever started the container; \
                kubelet's record, the Pod object, or the sandbox in the CRI.",
     exceptions: "Runtimes that run pods in virtual machines (Kata) keep helpers of their own on the host. They do not \
-                 advertise user namespaces, so kubelet refuses such pods before they start.",
+                 advertise user namespaces, so kubelet refuses such pods before they start; those of \
+                 `unobservable_runtimes` are not judged in any case.",
     respond: "Stop the pod. Upgrade the component that ignores the field: containerd before 2.0 and kubelet before 1.30 \
               do so silently; `userns-agent ps` shows which other pods of the node are concerned.",
 };

@@ -24,8 +24,9 @@ pub(super) const RULE: Rule = Rule {
     evidence: "The eight ids of `real_cred` at fork, exec, exit, namespace calls and in the sweep, against the map of \
                the pod's user namespace and kubelet's record. Supplementary groups are not looked at.",
     exceptions: "Runtimes hold host id 0 in the new namespace for microseconds before they take the container's; ids are \
-                 judged from the first program on. An administrator who moves a process of the host into a pod's cgroup \
-                 and its user namespace, and keeps its ids, is reported.",
+                 judged from the first program on. Those of who joined the namespace from elsewhere are I12's matter. An \
+                 administrator who moves a process of the host into a pod's user namespace and then its cgroup, and keeps \
+                 its ids, is reported.",
     respond: "Critical: treat the node as compromised, as for I1. High: find whose range the id is in; files of that owner \
               are within reach.",
 };
@@ -34,15 +35,18 @@ pub(super) fn on_task(observed: &Observed<'_>, context: &Context<'_>) -> Vec<Det
     let task = &observed.event.task;
     let workload = task.lineage.flags & lineage::WORKLOAD != 0;
     let left = observed.reasons & reason::LEFT_USERNS != 0;
-    let Some(ns) = task.pod_userns.filter(|_| task.lineage.state == state::INSIDE && workload && !left)
-    else {
+    // the kernel has told it, or will not: what came in from elsewhere may have kept the ids that it had there (I12)
+    let settled = task.lineage.told & !observed.reasons & reason::ID_OUTSIDE_MAP != 0;
+    let own = task.lineage.state == state::INSIDE && workload && !settled;
+    let Some(ns) = task.pod_userns.filter(|_| own && !left) else {
         return Vec::new();
     };
     let unmapped = outside(&task.ids, extents(&ns.uid_map), extents(&ns.gid_map));
     let record = context.pod.and_then(|(_, pod)| pod.record.as_ref());
     let unpromised = record.map_or_else(Vec::new, |record| {
-        let users = promised(&ns.uid_map, &record.uid_mappings);
-        outside(&task.ids, users, promised(&ns.gid_map, &record.gid_mappings))
+        let users = context.reference.kernel_users(&record.uid_mappings);
+        let groups = context.reference.kernel_groups(&record.gid_mappings);
+        outside(&task.ids, promised(&ns.uid_map, &users), promised(&ns.gid_map, &groups))
     });
     let (ids, why) = match (unmapped.is_empty(), unpromised.is_empty()) {
         (true, true) => return Vec::new(),
@@ -50,7 +54,10 @@ pub(super) fn on_task(observed: &Observed<'_>, context: &Context<'_>) -> Vec<Det
         (true, false) => (&unpromised, "outside the range that kubelet recorded for the pod".to_owned()),
     };
     let names = ids.iter().map(|(name, id)| format!("{name} {id}")).collect::<Vec<_>>().join(", ");
-    let hosts = ids.iter().any(|(_, id)| *id < FIRST_POD_ID);
+    let on_node = |name: &str, id| {
+        if name.contains("uid") { context.reference.user(id) } else { context.reference.group(id) }
+    };
+    let hosts = ids.iter().any(|(name, id)| on_node(name, *id).is_none_or(|id| id < FIRST_POD_ID));
     vec![Detection {
         scope: Scope::Process(CgroupId(task.lineage.container), task.process),
         severity: if hosts || !unmapped.is_empty() { Severity::Critical } else { Severity::High },

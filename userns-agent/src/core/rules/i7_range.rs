@@ -2,7 +2,7 @@
 
 use super::Rule;
 use crate::core::context::Context;
-use crate::core::finding::{Confidence, Severity};
+use crate::core::finding::{Confidence, Severity, extents};
 use crate::core::open::{Detection, Scope};
 use crate::core::range::{self, Problem, show, show_all};
 use crate::core::state::Container;
@@ -30,8 +30,10 @@ pub(super) const RULE: Rule = Rule {
 
 pub(super) fn on_container(container: &Container, context: &Context<'_>) -> Vec<Detection> {
     let (Some((uid, pod)), Some(ns)) = (context.pod, &container.userns) else { return Vec::new() };
+    // kubelet's ids, and which ones are the host's, are those of its own user namespace
+    let (users, groups) = (context.reference.users(&ns.uid_map), context.reference.groups(&ns.gid_map));
     let request = pod.sandbox_of(&container.id).filter(|sandbox| sandbox.userns_mode == UsernsMode::Pod);
-    let problems = range::problems(&ns.uid_map, &ns.gid_map, pod.record.as_ref(), request);
+    let problems = range::problems(&users, &groups, pod.record.as_ref(), request);
     let own = unsafe_range(uid, container, &problems, context);
     own.into_iter().chain(overlaps(uid, ns, container, context)).collect()
 }
@@ -44,7 +46,15 @@ fn unsafe_range(
     context: &Context<'_>,
 ) -> Option<Detection> {
     let worst = problems.first()?;
-    let why = problems.iter().map(sentence).collect::<Vec<_>>().join("; ");
+    let mut why = problems.iter().map(sentence).collect::<Vec<_>>().join("; ");
+    if !context.reference.is_initial() {
+        let own: Vec<String> = container.userns.iter().map(|ns| show_all(extents(&ns.uid_map))).collect();
+        why.push_str(&format!(
+            " (ids as the node's own user namespace {} has them; as the initial one has them, the pod's user ids are {})",
+            context.reference.inum,
+            own.join(", ")
+        ));
+    }
     Some(detection(Scope::Pod(uid.clone()), severity(worst), why, container, context))
 }
 

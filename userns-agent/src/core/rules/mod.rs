@@ -1,6 +1,7 @@
 //! The rules: one file each, one explicit list.
 
 mod i11_attempts;
+mod i12_foreign_entry;
 mod i13_cgroup;
 mod i1_cred_escape;
 mod i2_host_root;
@@ -34,14 +35,26 @@ pub enum RuleId {
     I7,
     /// Denied attempts.
     I11,
+    /// A process came into the pod's namespaces from outside.
+    I12,
     /// A process outside of its container's cgroup.
     I13,
 }
 
 impl RuleId {
     /// Every rule, in order.
-    pub const ALL: &'static [Self] =
-        &[Self::I1, Self::I2, Self::I3, Self::I4, Self::I5, Self::I6, Self::I7, Self::I11, Self::I13];
+    pub const ALL: &'static [Self] = &[
+        Self::I1,
+        Self::I2,
+        Self::I3,
+        Self::I4,
+        Self::I5,
+        Self::I6,
+        Self::I7,
+        Self::I11,
+        Self::I12,
+        Self::I13,
+    ];
 }
 
 /// What is said of a rule, in output and in docs/rules.md.
@@ -115,6 +128,7 @@ pub fn rule(id: RuleId) -> &'static Rule {
         RuleId::I6 => &i6_namespaces::RULE,
         RuleId::I7 => &i7_range::RULE,
         RuleId::I11 => &i11_attempts::RULE,
+        RuleId::I12 => &i12_foreign_entry::RULE,
         RuleId::I13 => &i13_cgroup::RULE,
     }
 }
@@ -128,7 +142,7 @@ pub(super) fn on_task(id: RuleId, observed: &Observed<'_>, context: &Context<'_>
         RuleId::I6 => i6_namespaces::on_task(observed),
         RuleId::I11 => i11_attempts::on_task(observed),
         RuleId::I13 => i13_cgroup::on_task(observed),
-        RuleId::I2 | RuleId::I3 | RuleId::I5 | RuleId::I7 => Vec::new(),
+        RuleId::I2 | RuleId::I3 | RuleId::I5 | RuleId::I7 | RuleId::I12 => Vec::new(),
     }
 }
 
@@ -141,6 +155,7 @@ pub(super) fn on_container(id: RuleId, context: &Context<'_>) -> Vec<Detection> 
         RuleId::I3 => i3_not_applied::on_container(container, context),
         RuleId::I5 => i5_host_capability::on_container(container, context),
         RuleId::I7 => i7_range::on_container(container, context),
+        RuleId::I12 => i12_foreign_entry::on_container(container, context),
         RuleId::I1 | RuleId::I4 | RuleId::I6 | RuleId::I11 | RuleId::I13 => Vec::new(),
     }
 }
@@ -156,9 +171,14 @@ pub(super) fn on_aggregate(
     match id {
         RuleId::I5 => i5_host_capability::on_aggregate(key, value, context),
         RuleId::I11 => i11_attempts::on_aggregate(key, value),
-        RuleId::I1 | RuleId::I2 | RuleId::I3 | RuleId::I4 | RuleId::I6 | RuleId::I7 | RuleId::I13 => {
-            Vec::new()
-        }
+        RuleId::I1
+        | RuleId::I2
+        | RuleId::I3
+        | RuleId::I4
+        | RuleId::I6
+        | RuleId::I7
+        | RuleId::I12
+        | RuleId::I13 => Vec::new(),
     }
 }
 

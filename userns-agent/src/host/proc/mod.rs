@@ -27,8 +27,8 @@ use rustix::time::{ClockId, clock_gettime};
 
 use crate::event::{Extent, Image, Namespaces, Nanos, ProcessId, Text, UserNs};
 
-/// Inode number of the initial user namespace (`PROC_USER_INIT_INO`, include/linux/proc_ns.h).
-pub const INITIAL_USERNS: u32 = 0xEFFF_FFFD;
+pub use crate::event::INITIAL_USERNS;
+
 /// Most that is read of one file. The longest is `status` with 65536 supplementary groups; it is not needed whole.
 const MAX_BYTES: u64 = 256 * 1024;
 /// Most that is read of `cmdline`.
@@ -75,13 +75,20 @@ pub struct Executable {
 #[derive(Clone, Debug)]
 pub struct ProcFs {
     root: PathBuf,
+    host_level: u32,
 }
 
 impl ProcFs {
     /// The one mounted at `root`.
     #[must_use]
     pub fn new(root: impl Into<PathBuf>) -> Self {
-        Self { root: root.into() }
+        Self { root: root.into(), host_level: 0 }
+    }
+
+    /// The same, where the host's user namespace is at this level and those of pods lie one below.
+    #[must_use]
+    pub fn with_host_level(self, host_level: u32) -> Self {
+        Self { host_level, ..self }
     }
 
     /// Where it is mounted.
@@ -275,6 +282,12 @@ impl ProcFs {
     pub fn mount_devices(&self, pid: u32) -> Result<Vec<(u64, Device)>, ProcError> {
         const MAX_MOUNTINFO_BYTES: u64 = 16 * 1024 * 1024;
         Ok(parse_mount_devices(&self.read(pid, "mountinfo", MAX_MOUNTINFO_BYTES)?))
+    }
+
+    /// What a process has at an absolute path; `None` if it has nothing there, or cannot be looked at.
+    #[must_use]
+    pub fn stat_as_seen_by(&self, pid: u32, path: &Path) -> Option<std::fs::Metadata> {
+        std::fs::metadata(self.path(pid, "root").join(path.strip_prefix("/").ok()?)).ok()
     }
 
     fn namespace(&self, pid: u32, kind: &'static str) -> Result<u32, ProcError> {

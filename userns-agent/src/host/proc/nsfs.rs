@@ -49,10 +49,10 @@ impl Ancestry {
         self.at(0).unwrap_or(UserNs { inum: INITIAL_USERNS, ..UserNs::default() })
     }
 
-    /// Its ancestor one level below the initial namespace, without its maps: the pod's.
+    /// Its ancestor one level below the host's, which is at `host_level`, without its maps: the pod's.
     #[must_use]
-    pub fn pod(&self) -> Option<UserNs> {
-        self.at(self.below_initial.len().checked_sub(1)?)
+    pub fn pod(&self, host_level: u32) -> Option<UserNs> {
+        self.at(self.below_initial.len().checked_sub(host_level as usize + 1)?)
     }
 
     fn at(&self, index: usize) -> Option<UserNs> {

@@ -25,6 +25,8 @@ pub struct Standing {
     pub status: Status,
     /// Its user namespace.
     pub user: Ancestry,
+    /// Level of the host's user namespace.
+    pub host_level: u32,
     /// Map of user ids of that namespace.
     pub uid_map: IdMap,
     /// Map of group ids.
@@ -71,7 +73,7 @@ impl Standing {
     /// The pod's user namespace; its maps only if the process is in that very namespace.
     #[must_use]
     pub fn pod(&self) -> Option<UserNs> {
-        let pod = self.user.pod()?;
+        let pod = self.user.pod(self.host_level)?;
         if pod.inum != self.user.inum() {
             return Some(pod);
         }
@@ -118,7 +120,14 @@ impl ProcFs {
         let (uid_map, gid_map) = (to_id_map(&self.uid_map(pid)?), to_id_map(&self.gid_map(pid)?));
         let same = self.user_namespace(pid)? == user.inum();
         let alive = self.has_memory(pid)?;
-        Ok((same && alive).then_some(Standing { status, user, uid_map, gid_map, owners }))
+        Ok((same && alive).then_some(Standing {
+            status,
+            user,
+            host_level: self.host_level,
+            uid_map,
+            gid_map,
+            owners,
+        }))
     }
 
     /// Whether it is neither a kernel thread nor a zombie.
@@ -209,6 +218,7 @@ mod tests {
         let ids = Ids { uid: id, gid: id, suid: id, sgid: id, euid: id, egid: id, fsuid: id, fsgid: id };
         Standing {
             status: Status { ids, ..Status::default() },
+            host_level: 0,
             user: below(user),
             uid_map: map,
             gid_map: map,
@@ -275,10 +285,13 @@ mod tests {
     #[test]
     fn levels_owners_and_parents_are_those_of_the_kernels_records() {
         let nested = Ancestry::new(vec![(7, 65_536), (POD, 0)]);
-        let (own, pod) = (nested.userns(), nested.pod().unwrap());
+        let (own, pod) = (nested.userns(), nested.pod(0).unwrap());
         assert_eq!((own.inum, own.level, own.owner, own.parent_inum), (7, 2, 65_536, POD));
         assert_eq!((pod.inum, pod.level, pod.parent_inum), (POD, 1, super::super::INITIAL_USERNS));
         let host = below(&[]);
-        assert_eq!((host.userns().level, host.pod()), (0, None));
+        assert_eq!((host.userns().level, host.pod(0)), (0, None));
+        // on a node that is in a user namespace itself
+        assert_eq!(nested.pod(1).map(|ns| (ns.inum, ns.level)), Some((7, 2)));
+        assert_eq!((nested.pod(2), below(&[POD]).pod(1)), (None, None));
     }
 }

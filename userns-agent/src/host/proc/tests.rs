@@ -103,6 +103,7 @@ fn a_process_is_described_as_the_kernels_records_have_it() {
     let ids = Ids { uid: 3_841_261_568, ..Ids::default() };
     let standing = Standing {
         status: Status { tgid: 812, ids, ns_pids: vec![812, 7], ..Status::default() },
+        host_level: 0,
         user: Ancestry::new(vec![(4_026_532_000, 0)]),
         uid_map: to_id_map(&proc.uid_map(812).unwrap()),
         gid_map: to_id_map(&proc.gid_map(812).unwrap()),

@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use super::Envelope;
 use super::process::{Extents, Process, SystemCall, recorded};
-use crate::core::finding::{CallUse, CapabilityUse, ContainerRef, Finding, PodRef};
+use crate::core::finding::{CallUse, CameFrom, CapabilityUse, ContainerRef, Finding, PodRef};
 use crate::core::rules::{ATTACK_VERSION, Rule};
 use crate::event::{Call, ContainerKind, PodSource};
 use crate::sink::names;
@@ -20,6 +20,7 @@ pub(super) struct FindingLine<'a> {
     finding: Head<'a>,
     pod: Option<Pod<'a>>,
     container: Option<Container<'a>>,
+    from: Option<Origin<'a>>,
     process: Option<Process<'a>>,
     hook: Option<&'static str>,
     operation: Option<Operation>,
@@ -144,6 +145,19 @@ impl<'a> Container<'a> {
     }
 }
 
+/// Where the process comes from.
+#[derive(Serialize)]
+struct Origin<'a> {
+    pod: Option<Pod<'a>>,
+    container: Container<'a>,
+}
+
+impl<'a> Origin<'a> {
+    fn new(from: &'a CameFrom) -> Self {
+        Self { pod: from.pod.as_ref().map(Pod::new), container: Container::new(&from.container) }
+    }
+}
+
 #[derive(Serialize)]
 struct Operation {
     name: &'static str,
@@ -243,6 +257,7 @@ impl<'a> FindingLine<'a> {
             },
             pod: finding.pod.as_ref().map(Pod::new),
             container: finding.container.as_ref().map(Container::new),
+            from: finding.from.as_deref().map(Origin::new),
             process: task.map(|event| Process::new(event, clock)),
             hook: finding.hook,
             operation: task.and_then(|event| event.call.as_ref()).map(Operation::new),

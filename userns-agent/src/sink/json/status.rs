@@ -4,7 +4,9 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 
+use super::process::Extents;
 use super::{Health, Probe, STATUS_SCHEMA};
+use crate::event::{Extent, Reference};
 use crate::sink::metrics::Loss;
 use crate::sink::report::{Readiness, SourceReport, Status, TableReport, WallClock};
 
@@ -18,10 +20,22 @@ pub(super) struct StatusBody<'a> {
     ready: bool,
     reason: Option<&'a str>,
     event_loop: EventLoop,
+    reference: ReferenceView,
     probes: Vec<Probe<'a>>,
     sources: Vec<Source<'a>>,
     losses: Vec<LossView<'a>>,
     tables: Vec<Table>,
+}
+
+/// The user namespace that counts as the host's.
+#[derive(Serialize)]
+struct ReferenceView {
+    inode: u32,
+    level: u32,
+    /// Kubelet's, or the configured process.
+    pid: Option<u32>,
+    uid_map: Extents,
+    gid_map: Extents,
 }
 
 #[derive(Serialize)]
@@ -68,11 +82,20 @@ impl<'a> StatusBody<'a> {
             ready: reason.is_none(),
             reason,
             event_loop: EventLoop { alive: health.alive, heartbeat_age_seconds: health.heartbeat_age },
+            reference: ReferenceView::new(&status.reference),
             probes: status.probes.iter().map(Probe::new).collect(),
             sources: status.sources.iter().map(|source| Source::new(source, clock)).collect(),
             losses: losses.iter().map(LossView::new).collect(),
             tables: status.tables.iter().map(Table::new).collect(),
         }
+    }
+}
+
+impl ReferenceView {
+    fn new((reference, pid): &(Reference, Option<u32>)) -> Self {
+        let map = |extents: &[Extent]| extents.iter().map(Into::into).collect();
+        let (uid_map, gid_map) = (map(&reference.uid_map), map(&reference.gid_map));
+        Self { inode: reference.inum, level: reference.level, pid: *pid, uid_map, gid_map }
     }
 }
 

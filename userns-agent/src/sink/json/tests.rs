@@ -208,7 +208,7 @@ fn every_value_of_the_core_is_in_the_schema() {
     for state in [0, state::ENTERING, state::INSIDE, 99] {
         check(&|finding| finding.task.as_mut().unwrap().task.lineage.state = state);
     }
-    for origin in [0, origin::ATTACHED, origin::BORN, origin::ADOPTED, 99] {
+    for origin in [0, origin::ATTACHED, origin::BORN, origin::ADOPTED, origin::FOREIGN, 99] {
         check(&|finding| finding.task.as_mut().unwrap().task.lineage.origin = origin);
     }
     check(&|finding| finding.task.as_mut().unwrap().task.lineage.flags = !0 ^ lineage::WORKLOAD);

@@ -21,7 +21,7 @@ use super::{SinkKind, process};
 use crate::core::Promise;
 use crate::core::finding::Severity;
 use crate::core::rules::{self, RuleId};
-use crate::event::{Counter, Relation};
+use crate::event::{Counter, Reference, Relation};
 
 const SEVERITIES: [Severity; 5] =
     [Severity::Info, Severity::Low, Severity::Medium, Severity::High, Severity::Critical];
@@ -73,6 +73,18 @@ impl Metrics {
         metrics.families.start_time.set(started.as_secs_f64());
         metrics.families.build_info.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
         Ok(metrics)
+    }
+
+    /// Takes note of the user namespace that counts as the host's.
+    pub fn reference(&self, reference: &Reference) {
+        self.families.reference_level.set(i64::from(reference.level));
+    }
+
+    /// What is known and deliberately not told: pods and verdicts about them, and monitors.
+    pub fn tolerated(&self, pods: usize, withheld: u64, monitors: usize) {
+        set(&self.families.unobservable, pods);
+        set(&self.families.unobservable_withheld, usize::try_from(withheld).unwrap_or(usize::MAX));
+        set(&self.families.monitors, monitors);
     }
 
     fn begin_at_zero(&self) {

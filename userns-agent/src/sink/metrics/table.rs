@@ -209,6 +209,16 @@ table! {
             .by(&[STATE_OPERATION]);
     pods: IntGaugeVec = gauge("userns_pods", "Pods known, by what they were promised").by(&[PROMISE]);
     containers: IntGauge = gauge("userns_containers", "Live containers known");
+    unobservable: IntGauge = gauge(
+        "userns_pods_unobservable",
+        "Pods known that run where this kernel does not see them, by their runtime class",
+    );
+    unobservable_withheld: IntGauge = gauge(
+        "userns_unobservable_withheld",
+        "Verdicts about such pods that were not told, since the start",
+    );
+    monitors: IntGauge =
+        gauge("userns_monitors", "Runtimes' monitors in containers' cgroups with the host's user namespace");
     processes: IntGauge = gauge("userns_processes_tracked", "Processes known");
     checks: IntCounterVec =
         counter("userns_capability_checks_total", "Checks and calls in the kernel's aggregation table")
@@ -271,6 +281,10 @@ table! {
         counter("userns_http_rejected_total", "HTTP connections that got no endpoint's answer")
             .by(&[REJECTED]);
     build_info: IntGaugeVec = gauge("userns_build_info", "Always 1").by(&[VERSION]);
+    reference_level: IntGauge = gauge(
+        "userns_reference_level",
+        "Level of the user namespace that counts as the host's; 0: the initial one",
+    );
     start_time: Gauge = gauge("process_start_time_seconds", "Unix time at which the agent started");
     cpu: Counter = counter("process_cpu_seconds_total", "Processor time that the agent used");
     resident: IntGauge = gauge("process_resident_memory_bytes", "Memory of the agent that is resident");

@@ -1,0 +1,83 @@
+//! The engine in numbers.
+
+use std::collections::BTreeMap;
+
+use super::{Engine, check_label};
+use crate::core::pods::Promise;
+
+/// Numbers for metrics.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Stats {
+    /// Pods known.
+    pub pods: usize,
+    /// Of these, promised a user namespace, and promised the host's.
+    pub promised: (usize, usize),
+    /// Live containers known.
+    pub containers: usize,
+    /// Of the pods known, those that run where this kernel does not see them, by their runtime class.
+    pub unobservable: usize,
+    /// Verdicts about these that were not told.
+    pub withheld_unobservable: u64,
+    /// Runtimes' monitors at work in containers' cgroups.
+    pub monitors: usize,
+    /// Processes known.
+    pub processes: usize,
+    /// Findings open.
+    pub open: usize,
+    /// Detections folded into open findings.
+    pub repeated: u64,
+    /// Findings of earlier runs that were found again.
+    pub recognised: u64,
+    /// Rows that fell out of full tables, by table.
+    pub evicted: BTreeMap<&'static str, u64>,
+    /// Records judged without their container, because it did not become known in time.
+    pub unattributed: u64,
+    /// Checks by (relation, denied), from the aggregation table.
+    pub checks: BTreeMap<(&'static str, bool), u64>,
+}
+
+impl Stats {
+    /// Pods that were promised this.
+    #[must_use]
+    pub fn pods_promised(&self, promise: Promise) -> usize {
+        match promise {
+            Promise::UserNamespace => self.promised.0,
+            Promise::HostUsers => self.promised.1,
+            Promise::Unknown => self.pods - self.promised.0 - self.promised.1,
+        }
+    }
+}
+
+impl Engine {
+    /// The numbers as they stand.
+    #[must_use]
+    pub fn stats(&self) -> Stats {
+        let mut checks = self.past_checks.clone();
+        for (key, value) in &self.checks {
+            *checks.entry(check_label(key)).or_default() += value.count;
+        }
+        let mut evicted = self.state.evicted.clone();
+        evicted.insert("findings", self.open.evicted);
+        let promised = |what| self.state.pods().filter(|(_, pod)| pod.promise() == what).count();
+        Stats {
+            pods: self.state.pods().count(),
+            promised: (promised(Promise::UserNamespace), promised(Promise::HostUsers)),
+            containers: self.state.containers().filter(|container| !container.id.is_empty()).count(),
+            unobservable: self.state.pods().filter(|(_, pod)| self.unobservable.covers(pod)).count(),
+            withheld_unobservable: self.withheld_unobservable,
+            monitors: self
+                .state
+                .containers()
+                .flat_map(|container| container.entering.values())
+                .filter(|(_, event)| self.runtimes.is_monitor(event))
+                .count(),
+            processes: self.state.nr_processes(),
+            open: self.open.len(),
+            repeated: self.open.repeated,
+            recognised: self.open.earlier.recognised,
+            evicted,
+            unattributed: self.unattributed,
+            checks,
+        }
+    }
+}
