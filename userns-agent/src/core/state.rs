@@ -48,7 +48,7 @@ impl Container {
     fn leave(&mut self, now: Nanos, spans: &mut Spans) {
         self.gone = Some(now);
         if let Some(ns) = &self.userns {
-            spans.remove(self.cgroup, &ns.uid_map);
+            spans.remove(self.cgroup, ns);
         }
     }
 }
@@ -164,10 +164,10 @@ impl State {
             return false;
         }
         if let Some(before) = before {
-            self.spans.remove(id, &before.uid_map);
+            self.spans.remove(id, &before);
         }
         if container.gone.is_none() {
-            self.spans.insert(id, &ns.uid_map);
+            self.spans.insert(id, &ns);
         }
         true
     }
@@ -223,7 +223,7 @@ impl State {
     fn drop_container(&mut self, id: CgroupId) {
         let Some(container) = self.containers.remove(&id) else { return };
         if let Some(ns) = &container.userns {
-            self.spans.remove(id, &ns.uid_map);
+            self.spans.remove(id, ns);
         }
         if let Some(pod) = container.pod.and_then(|uid| self.pods.get_mut(&uid)) {
             pod.containers.remove(&id);
@@ -341,10 +341,8 @@ impl State {
     #[must_use]
     pub(super) fn owner_of(&self, inum: u32, not_of: CgroupId) -> Option<CgroupId> {
         let own = self.containers.get(&not_of).and_then(|container| container.pod.as_ref());
-        let mut owners = self.containers().filter(|container| {
-            container.userns.is_some_and(|ns| ns.inum == inum) && container.pod.as_ref() != own
-        });
-        owners.next().map(|container| container.cgroup)
+        let pod = |id: &CgroupId| self.containers.get(id).and_then(|container| container.pod.as_ref());
+        self.spans.within(inum).find(|id| pod(id) != own)
     }
 
     /// Takes note of a process that came into a container's namespaces from elsewhere. What it makes is the same entry.
