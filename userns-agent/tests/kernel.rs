@@ -31,6 +31,8 @@ use userns_common::record::Tracked;
 
 /// One at a time: each loads programs that see the others' processes.
 static TURN: Mutex<()> = Mutex::new(());
+/// How long a runtime may need to enter.
+const GRACE: Duration = Duration::from_secs(2);
 const BPF_MAP_UPDATE_ELEM: libc::c_long = 2;
 
 struct Kernel {
@@ -64,7 +66,7 @@ fn start_with(test: &str, without: impl FnOnce(&mut Features)) -> Option<Kernel>
     }
     let mut kernel = features::probe().unwrap();
     without(&mut kernel.features);
-    let settings = features::settings(&kernel, 0, Duration::from_secs(2), 100);
+    let settings = features::settings(&kernel, 0, GRACE, 100);
     let sizes = Sizes::new(Machine { memory: 1 << 30, cpus: 1 }, 1024);
     let plan = plan::plan(&kernel.features, None);
     let (loaded, rings) = load(object::bytes(), &settings, &sizes, &plan).unwrap();
