@@ -225,6 +225,11 @@ impl World {
         self.event(Hook::CgroupAttach, 0, Body::Entry(event));
     }
 
+    pub(crate) fn ends(&mut self, container: u64, actor: &Actor) {
+        let process = actor.0.task.process;
+        self.event(Hook::Exit, 0, Body::Exit { process, container: CgroupId(container) });
+    }
+
     /// The sweep finds a workload with the host's user namespace.
     pub(crate) fn found(&mut self, container: u64, actor: &Actor) {
         let event = self.placed(container, actor);
