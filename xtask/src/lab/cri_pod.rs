@@ -2,7 +2,6 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
-    fs,
     path::PathBuf,
     sync::{Arc, Mutex, PoisonError},
 };
@@ -322,17 +321,6 @@ impl CriContainer {
     /// When either does not exist.
     pub fn take_in(&self, pid: u32) -> Result<()> {
         cgroup::attach(pid, &self.cgroup_dir())
-    }
-
-    /// Host PIDs of its processes.
-    ///
-    /// # Errors
-    ///
-    /// When it does not run.
-    pub fn pids(&self) -> Result<Vec<u32>> {
-        let file = self.cgroup_dir().join("cgroup.procs");
-        let text = fs::read_to_string(&file).with_context(|| format!("cannot read {}", file.display()))?;
-        Ok(text.lines().filter_map(|line| line.parse().ok()).collect())
     }
 }
 
