@@ -36,6 +36,8 @@ use userns_common::record::Tracked;
 
 /// One at a time: each loads programs that see the others' processes.
 static TURN: Mutex<()> = Mutex::new(());
+/// How long a runtime may need to enter.
+const GRACE: Duration = Duration::from_secs(2);
 const BPF_MAP_UPDATE_ELEM: libc::c_long = 2;
 
 struct Kernel {
@@ -74,7 +76,7 @@ fn start_under(test: &str, host: Host, without: impl FnOnce(&mut Features)) -> O
     }
     let mut kernel = features::probe().unwrap();
     without(&mut kernel.features);
-    let settings = features::settings(&kernel, host, Duration::from_secs(2), 100);
+    let settings = features::settings(&kernel, host, GRACE, 100);
     let sizes = Sizes::new(Machine { memory: 1 << 30, cpus: 1 }, 1024);
     let plan = plan::plan(&kernel.features, None);
     let (loaded, rings) = load(object::bytes(), &settings, &sizes, &plan).unwrap();

@@ -330,7 +330,7 @@ pub(crate) fn inspect(task: Task, lineage: &mut Lineage) -> Found {
     }
     let mut found = check_userns(task, lineage);
     if lineage.flags & flag::WORKLOAD != 0 {
-        if lineage.told & reason::ID_OUTSIDE_MAP == 0 && ids_outside(task) {
+        if lineage.told & reason::ID_OUTSIDE_MAP == 0 && ids_outside(task) && !may_be_entering(lineage) {
             found = found.and(Found(reason::ID_OUTSIDE_MAP));
         }
         let foreign = foreign(task, lineage) & !lineage.foreign;
@@ -379,6 +379,13 @@ pub(crate) fn check_cgroup(cgroup: Cgroup, lineage: &Lineage) -> Found {
     let settled = lineage.state == state::INSIDE && lineage.told & reason::LEFT_CGROUP == 0;
     let left = settled && !cgroup.is_within(lineage.container);
     Found(opaque(if left { reason::LEFT_CGROUP } else { 0 }))
+}
+
+/// Whether a task that was found inside may be a runtime's that has not taken an id of the pod yet. One that was seen to
+/// enter is at work from its first program on, which is past that.
+#[inline(always)]
+fn may_be_entering(lineage: &Lineage) -> bool {
+    lineage.origin == origin::ADOPTED && !past_grace(lineage)
 }
 
 /// Whether the entry is longer ago than runtimes need.

@@ -20,7 +20,8 @@ use thiserror::Error;
 use userns_common::record::Tracked;
 
 use crate::event::{
-    Body, Cgroup, CgroupId, Event, Hook, Lineage, ProcessId, TaskEvent, lineage, origin, reason, role, state,
+    Body, Cgroup, CgroupId, Event, Hook, Lineage, Nanos, ProcessId, TaskEvent, lineage, origin, reason, role,
+    state,
 };
 use crate::host::cgroupfs::CgroupFs;
 use crate::host::proc::{ProcError, ProcFs, Standing, boot_time};
@@ -241,6 +242,10 @@ impl ProcSweep {
         known: &Lineage,
         found: &mut Found,
     ) -> Result<(), VisitError> {
+        // one that may be a runtime's, still on its way in, is judged by a later sweep
+        if known.origin == origin::ADOPTED && since_entry(known) <= self.grace {
+            return Ok(());
+        }
         let Some(standing) = self.proc.standing(pid)? else { return Ok(()) };
         if standing.contradicts(known).0 == 0 {
             return Ok(());
@@ -270,10 +275,11 @@ impl ProcSweep {
         container: Option<&Cgroup>,
         found: &mut Found,
     ) -> Result<(), VisitError> {
-        let entered = Duration::from_nanos(boot_time().0.saturating_sub(known.entered_ns));
         let waiting = self.entering.get(&pid).is_some_and(|entering| !entering.told);
         // one that was moved out again is none of the container's
-        if !waiting || entered <= self.grace || container.is_none_or(|cgroup| cgroup.id.0 != known.container)
+        if !waiting
+            || since_entry(known) <= self.grace
+            || container.is_none_or(|cgroup| cgroup.id.0 != known.container)
         {
             return Ok(());
         }
@@ -317,6 +323,10 @@ impl Entering {
             found.tell(0, Body::Left { process: self.process, container: self.container });
         }
     }
+}
+
+fn since_entry(lineage: &Lineage) -> Duration {
+    boot_time().since(Nanos(lineage.entered_ns))
 }
 
 /// `None` if it has ended, or the kernel does not know the flags.

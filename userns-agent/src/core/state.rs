@@ -72,6 +72,8 @@ pub(super) const KEEP_NS: u64 = 60_000_000_000;
 const KEEP_PROCESS_NS: u64 = 5_000_000_000;
 /// Processes on their way into one container that are followed at once.
 const MAX_ENTERING: usize = 64;
+/// Ended processes that records about their entry may still come of, at most.
+const MAX_GONE: usize = 1024;
 
 /// Intruders of one container that are kept at once.
 const MAX_INTRUDERS: usize = 64;
@@ -104,6 +106,8 @@ pub(super) struct State {
     spans: Spans,
     processes: BTreeMap<ProcessId, Process>,
     ended: VecDeque<(Nanos, ProcessId)>,
+    /// Ended processes that were not known to be entering, the oldest first.
+    gone: VecDeque<ProcessId>,
     /// Rows that fell out because a table was full.
     pub(super) evicted: BTreeMap<&'static str, u64>,
 }
@@ -120,6 +124,7 @@ impl State {
             spans: Spans::default(),
             processes: BTreeMap::new(),
             ended: VecDeque::new(),
+            gone: VecDeque::new(),
             evicted: BTreeMap::new(),
         }
     }
@@ -322,12 +327,16 @@ impl State {
         if tell(pod) { pod.containers.iter().copied().collect() } else { Vec::new() }
     }
 
-    /// Takes note of a process on its way into a container.
+    /// Takes note of a process on its way into a container. Entries and ends come by rings of their own, so the end may be
+    /// known first.
     pub(super) fn entering(&mut self, event: &TaskEvent, time: Nanos) {
         let Some(container) = self.containers.get_mut(&CgroupId(event.task.lineage.container)) else {
             return;
         };
         let process = event.task.process;
+        if self.gone.contains(&process) {
+            return;
+        }
         if container.entering.len() >= MAX_ENTERING && !container.entering.contains_key(&process) {
             *self.evicted.entry("entering").or_default() += 1;
             return;
@@ -400,7 +409,14 @@ impl State {
 
     /// Remembers that a process ended.
     pub(super) fn exited(&mut self, process: ProcessId, container: CgroupId, now: Nanos) {
-        self.settled(container, process);
+        let entering =
+            self.containers.get_mut(&container).and_then(|container| container.entering.remove(&process));
+        if entering.is_none() {
+            if self.gone.len() >= MAX_GONE {
+                self.gone.pop_front();
+            }
+            self.gone.push_back(process);
+        }
         if self.processes.contains_key(&process) {
             self.ended.push_back((now, process));
         }

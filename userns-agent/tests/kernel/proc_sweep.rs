@@ -91,6 +91,15 @@ pub(crate) fn apart(command: &[&str], then: &str) -> Child {
     child
 }
 
+/// As [`apart`], with the host's ids in a user namespace that does not map them: as a runtime's child is for a moment.
+fn unmapped() -> Child {
+    let child = apart(&["unshare", "-Um"], "exit 0");
+    for map in ["uid_map", "gid_map"] {
+        std::fs::write(format!("/proc/{}/{map}", child.id()), "0 3000000000 65536\n").unwrap();
+    }
+    child
+}
+
 /// The programs without the iterator. For tests that are [`wanted`].
 fn without_iterator() -> Kernel {
     let kernel = start_with("", |features| features.iterators.clear()).unwrap();
@@ -273,4 +282,52 @@ fn a_host_process_in_a_container_is_told_after_the_grace_period_and_taken_back()
     let after = container.run(&mut sweep);
     let left: Vec<_> = after.events.iter().map(|event| event.body.clone()).collect();
     assert_eq!(left, [Body::Left { process, container: container.cgroup.id }]);
+}
+
+#[test]
+fn ids_of_a_process_that_was_found_are_judged_after_the_grace_period() {
+    let _turn = TURN.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    if !wanted("ids_of_a_process_that_was_found") {
+        return;
+    }
+    let container = Container::new();
+    let mut child = unmapped();
+    container.take(&child);
+    let mut kernel = start("").unwrap();
+    container.watch(&mut kernel);
+    let outside = |event: &Event| event.reasons & reason::ID_OUTSIDE_MAP != 0;
+    // adopted by the first, and looked at by the second
+    for _ in 0..2 {
+        kernel.loaded.sweep().unwrap().run().unwrap();
+    }
+    let adopted = kernel.wait(|event| matches!(event.body, Body::Entry(_)) && pid_of(event) == child.id());
+    assert!(!adopted.iter().any(outside), "{adopted:#?}");
+    std::thread::sleep(GRACE);
+    kernel.loaded.sweep().unwrap().run().unwrap();
+    let late: Vec<_> = kernel.wait(outside).into_iter().filter(outside).collect();
+    assert_eq!(late.iter().map(pid_of).collect::<Vec<_>>(), [child.id()]);
+    go(&mut child);
+    child.wait().unwrap();
+}
+
+#[test]
+fn ids_of_a_process_that_was_found_by_way_of_procfs_are_judged_after_the_grace_period() {
+    let _turn = TURN.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    if !wanted("ids_of_a_process_by_procfs") {
+        return;
+    }
+    let container = Container::new();
+    let mut child = unmapped();
+    container.take(&child);
+    let mut kernel = without_iterator();
+    container.watch(&mut kernel);
+    let mut sweep = container.sweep(&kernel, GRACE);
+    let outside =
+        |found: &Found| found.events.iter().any(|event| event.reasons & reason::ID_OUTSIDE_MAP != 0);
+    assert_eq!(container.run(&mut sweep).adopted, 1);
+    assert!(!outside(&container.run(&mut sweep)));
+    std::thread::sleep(GRACE);
+    assert!(outside(&container.run(&mut sweep)));
+    go(&mut child);
+    child.wait().unwrap();
 }

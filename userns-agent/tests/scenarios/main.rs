@@ -12,7 +12,7 @@ mod world;
 
 use userns_agent::core::finding::Severity;
 use userns_agent::core::rules::{RuleId, rule};
-use userns_agent::event::{Extent, Fact, Hook, Operation, Relation, namespace, origin, reason};
+use userns_agent::event::{Extent, Fact, Hook, Ids, Operation, Relation, namespace, origin, reason};
 use world::{Actor, CONMON, HOST_NS, RUNC, SEALED, SECOND, SLEEP, World, range, uid};
 
 const BASE: u32 = 3_841_261_568;
@@ -149,6 +149,18 @@ fn i2_silent_for_runtimes_on_their_way_in() {
         world.inside(container, &Actor::inside(pid, 7, BASE));
         world.execs(container, &Actor::inside(pid, 7, BASE));
     }
+    world.pass(10 * SECOND);
+    world.silent();
+}
+
+#[test]
+fn i2_silent_for_a_runtime_whose_end_is_known_before_its_entry() {
+    let mut world = World::new();
+    world.recorded(1, BASE);
+    let container = world.honest_start(1, 50, 7, BASE);
+    let runtime = Actor::host(70, RUNC, "6").entering(origin::ATTACHED);
+    world.exits(container, 70);
+    world.enters(container, &runtime);
     world.pass(10 * SECOND);
     world.silent();
 }
@@ -396,6 +408,38 @@ fn i4_silent_before_the_first_program() {
     world.inside(container, &child);
     world.execs(container, &Actor::inside(50, 7, BASE));
     world.silent();
+}
+
+/// What was found in a container with ids that are not the pod's: as crun's child is, before it takes them.
+fn found_with_host_ids() -> Actor {
+    let mut found = Actor::inside(51, 7, BASE).working();
+    found.0.task.lineage.origin = origin::ADOPTED;
+    found.0.task.ids = Ids::default();
+    found
+}
+
+#[test]
+fn i4_silent_for_a_runtime_that_is_found_before_it_has_taken_its_ids() {
+    let mut world = World::new();
+    world.recorded(1, BASE);
+    let container = world.honest_start(1, 50, 7, BASE);
+    world.inside(container, &found_with_host_ids());
+    world.suspect(container, &found_with_host_ids(), Hook::TaskIter, 0);
+    world.pass(10 * SECOND);
+    world.silent();
+}
+
+#[test]
+fn i4_fires_for_host_ids_that_were_found_and_stay() {
+    let mut world = World::new();
+    world.recorded(1, BASE);
+    let container = world.honest_start(1, 50, 7, BASE);
+    let mut found = found_with_host_ids();
+    found.0.task.lineage.entered_ns = SECOND;
+    world.inside(container, &found);
+    world.pass(3 * SECOND);
+    world.suspect(container, &found, Hook::TaskIter, reason::ID_OUTSIDE_MAP);
+    assert_eq!(world.only(RuleId::I4).severity, Severity::Critical);
 }
 
 #[test]

@@ -248,8 +248,7 @@ impl World {
 
     /// A container's process ends, and its cgroups go.
     pub(crate) fn ends(&mut self, container: u64, pid: u32) {
-        let process = ProcessId { pid, start: Nanos(u64::from(pid) * 10) };
-        self.event(Hook::Exit, 0, Body::Exit { process, container: CgroupId(container) });
+        self.exits(container, pid);
         for (id, role) in [(container, role::CONTAINER), (container - 1, role::POD)] {
             let cgroup = Cgroup { id: CgroupId(id), role, path: "".into() };
             self.event(Hook::CgroupRmdir, 0, Body::CgroupRmdir(cgroup));
@@ -325,6 +324,12 @@ impl World {
     pub(crate) fn enters(&mut self, container: u64, actor: &Actor) {
         let event = self.placed(container, actor);
         self.event(Hook::CgroupAttach, 0, Body::Entry(event));
+    }
+
+    /// A process of a container ends.
+    pub(crate) fn exits(&mut self, container: u64, pid: u32) {
+        let process = ProcessId { pid, start: Nanos(u64::from(pid) * 10) };
+        self.event(Hook::Exit, 0, Body::Exit { process, container: CgroupId(container) });
     }
 
     /// The sweep finds a workload with the host's user namespace.

@@ -1,8 +1,9 @@
 //! A node without a cluster: real containers on the running kernel, laid out as kubelet and containerd do it.
 //!
 //! [`Lab`] starts containers with real runc and crun, in cgroups with the paths kubelet gives, beside a kubelet
-//! root directory with the records the agent reads. [`Agent`] runs the agent against it. It needs root, a
-//! cgroup v2 hierarchy (the only one or beside v1) and nothing that is installed system-wide.
+//! root directory with the records the agent reads. [`Containerd`] runs pods of the same lab through the CRI.
+//! [`Agent`] runs the agent against it. It needs root, a cgroup v2 hierarchy (the only one or beside v1) and nothing
+//! that is installed system-wide.
 //!
 //! Everything is removed when its value is dropped. What a killed process leaves behind is removed by the next
 //! lab on the machine; mounts never outlive the process, because they are in a private mount namespace.
@@ -18,6 +19,9 @@ mod agent;
 pub mod apiserver;
 mod cgroup;
 mod container;
+mod containerd;
+mod cri;
+mod cri_pod;
 mod http;
 mod idmap;
 mod ids;
@@ -33,6 +37,8 @@ mod runtimes;
 pub use agent::{Agent, Line, Stopped};
 pub use cgroup::{CgroupDriver, QosClass};
 pub use container::{Container, ContainerSpec};
+pub use containerd::{CONTAINERD, Containerd};
+pub use cri_pod::{CriContainer, CriContainerSpec, CriPod, CriPodSpec, ExecOutput, Handler};
 pub use http::Response;
 pub(crate) use http::get as http_get;
 pub use ids::{IdMapping, IdRange};
@@ -122,9 +128,9 @@ impl Lab {
     ///
     /// When the file cannot be written.
     pub fn write_pods_file(&self, path: &Path) -> Result<()> {
+        // Held until the file is there: two who write at a time would do so in the same place.
         let known = self.inner.pods.lock().unwrap_or_else(PoisonError::into_inner);
         let pods: Vec<_> = known.iter().filter_map(Weak::upgrade).collect();
-        drop(known);
         let objects: Vec<_> = pods.iter().map(|pod| pod.object().to_json()).collect();
         kubelet::write_pod_list(path, &objects)
     }
@@ -154,6 +160,15 @@ impl Lab {
     /// When it is not there.
     pub fn busybox(&self) -> Result<PathBuf> {
         self.inner.runtimes.busybox()
+    }
+
+    /// Starts a process of the host that waits under the name `name`.
+    ///
+    /// # Errors
+    ///
+    /// When the program cannot be started, or does not take the name.
+    pub fn host_process_named(&self, name: &str) -> Result<HostProcess> {
+        HostProcess::named(&self.inner.runtimes.busybox()?, name)
     }
 
     /// The lab's directory; files put there are removed with it.

@@ -84,7 +84,7 @@ fn enter(namespace: &OwnedFd) -> io::Result<()> {
 }
 
 /// A mount namespace belongs to a thread: changing it must not happen on one of the caller's.
-fn in_thread<T: Send>(work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
+pub(super) fn in_thread<T: Send>(work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
     thread::scope(|scope| scope.spawn(work).join())
         .map_err(|_panic| anyhow!("the thread in the mount namespace panicked"))?
 }

@@ -61,6 +61,22 @@ impl HostProcess {
         Ok(Self { child })
     }
 
+    /// A shell that has given itself the name `name`, which the kernel cuts to 15 bytes, and waits for its input.
+    pub(super) fn named(busybox: &Path, name: &str) -> Result<Self> {
+        let child = Command::new(busybox)
+            .args(["sh", "-c", "printf %s \"$0\" >/proc/self/comm; read -r _", name])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .with_context(|| format!("cannot start {}", busybox.display()))?;
+        let named = Self { child };
+        let comm = format!("/proc/{}/comm", named.pid());
+        cgroup::poll(|| fs::read_to_string(&comm).is_ok_and(|comm| name.starts_with(comm.trim_end())))
+            .with_context(|| format!("a shell does not take the name {name}"))?;
+        Ok(named)
+    }
+
     /// Its PID.
     #[must_use]
     pub fn pid(&self) -> u32 {

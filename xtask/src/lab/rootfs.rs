@@ -122,7 +122,8 @@ fn chown_tree(path: &Path, owner: Option<u32>) -> Result<()> {
     Ok(())
 }
 
-fn make_image(busybox: &Path, image: &Path) -> Result<()> {
+/// Makes the directory `image`: `busybox` with links for everything it can be, and accounts.
+pub(super) fn make_image(busybox: &Path, image: &Path) -> Result<()> {
     for directory in DIRECTORIES {
         let path = image.join(directory);
         fs::create_dir_all(&path).with_context(|| format!("cannot create {}", path.display()))?;

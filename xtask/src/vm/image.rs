@@ -49,6 +49,8 @@ pub(super) struct Content<'a> {
     pub(super) files: &'a [(&'a Path, &'a str)],
     /// Debian packages beside those that every guest has.
     pub(super) packages: &'a [&'a str],
+    /// Directories of unpacked packages, and where the guest has their programs and libraries.
+    pub(super) trees: &'a [(&'a Path, &'a str)],
     /// Shell variables of the job's script.
     pub(super) settings: Vec<(&'static str, String)>,
 }
@@ -71,6 +73,9 @@ pub(super) fn make(
     fs::create_dir(&vm).with_context(|| format!("cannot create {}", vm.display()))?;
     for (source, name) in content.files {
         fs::copy(source, vm.join(name)).with_context(|| format!("cannot copy {}", source.display()))?;
+    }
+    for (tree, place) in content.trees {
+        add_tree(tree, &root.join(place))?;
     }
     for (text, name) in [
         (INIT, "init"),
@@ -135,6 +140,15 @@ fn lay_out(tree: &Path, root: &Path) -> Result<()> {
     write(&root.join("etc/passwd"), "root:x:0:0:root:/root:/bin/sh\n")?;
     write(&root.join("etc/group"), "root:x:0:\n")?;
     write(&root.join("etc/hosts"), "127.0.0.1 localhost\n")
+}
+
+fn add_tree(tree: &Path, place: &Path) -> Result<()> {
+    let to = place.join("usr");
+    fs::create_dir_all(&to).with_context(|| format!("cannot create {}", to.display()))?;
+    for name in MERGED.map(|name| tree.join("usr").join(name)).into_iter().filter(|dir| dir.is_dir()) {
+        process::run(Command::new("cp").arg("-a").arg(name).arg(&to))?;
+    }
+    Ok(())
 }
 
 /// The modules of newer kernels are compressed.

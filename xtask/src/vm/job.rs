@@ -44,7 +44,8 @@ pub(crate) fn count_instructions(
         Ok((Qemu::find(&cache, &dir, Accel::Counted)?, kernels))
     })?;
     let disk = steps.step("disk", "what is measured, on a file system for the guests", || {
-        let content = image::Content { files: job.files, packages: job.packages, settings: Vec::new() };
+        let content =
+            image::Content { files: job.files, packages: job.packages, trees: &[], settings: Vec::new() };
         image::make(&cache, &dir, &content, &kernels)
     })?;
     let machine = Machine { qemu, disk, dir };

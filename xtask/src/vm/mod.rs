@@ -16,7 +16,9 @@ use anyhow::{Context as _, Result, bail, ensure};
 use clap::{Args, builder::PossibleValuesParser};
 
 use crate::{
-    build, process,
+    build,
+    lab::Containerd,
+    process,
     steps::Steps,
     workspace::{Profile, Workspace},
 };
@@ -114,12 +116,16 @@ impl Options {
         }
     }
 
-    fn settings(&self) -> Vec<(&'static str, String)> {
+    fn settings(&self, kernels: &[(Kernel, KernelFiles)]) -> Vec<(&'static str, String)> {
         let filters = BINARIES.map(|binary| format!("{binary}:{}", self.test));
+        let with_containerd = kernels.iter().filter(|(kernel, _)| plan::runs_containerd(kernel.line));
+        let with_containerd: Vec<&str> = with_containerd.map(|(kernel, _)| kernel.release.as_str()).collect();
         vec![
             ("CELLS", self.cells().join(" ")),
             ("SUITE_DEFAULT", plan::suite(DEFAULT)),
             ("SUITE", plan::suite(MECHANISMS[0])),
+            ("SUITE_CONTAINERD", plan::CONTAINERD.to_owned()),
+            ("WITH_CONTAINERD", with_containerd.join(" ")),
             ("FILTER", if self.test.is_empty() { String::new() } else { filters.join(" ") }),
             ("SLOWDOWN", self.accel.slowdown().to_string()),
             ("TEST_LIMIT", self.test_limit.to_string()),
@@ -192,10 +198,17 @@ pub fn matrix(steps: &mut Steps, workspace: &Workspace, agent: &Path, options: &
     })?;
     let disk = steps.step("disk", "agent, tests and runtimes on a file system for the guests", || {
         let actor = tamper::actor(&dir)?;
+        let containerd = dir.join("containerd");
+        Containerd::fetch(&cache, &containerd)?;
         let tests = tests.iter().zip(BINARIES).map(|(file, name)| (file.as_path(), name));
         let mut files = vec![(agent, "userns-agent"), (&actor, "actor")];
         files.extend(tests);
-        let content = image::Content { files: &files, packages: &[], settings: options.settings() };
+        let content = image::Content {
+            files: &files,
+            packages: &[],
+            trees: &[(&containerd, "opt/containerd")],
+            settings: options.settings(&kernels),
+        };
         image::make(&cache, &dir, &content, &kernels)
     })?;
     let machine = Machine { qemu, disk, dir };

@@ -11,6 +11,11 @@ const FLOOR: Line = Line::new(5, 13);
 /// Since when checks of capabilities have a tracepoint; see docs/kernels.md.
 const CAPABLE_TRACEPOINT: Line = Line::new(6, 14);
 
+/// The first long-term line on which tmpfs can be shown with other ids, which containerd's files are on in a guest.
+const IDMAPPED_TMPFS: Line = Line::new(6, 12);
+/// The last long-term line there is.
+const LAST: Line = Line::new(6, 18);
+
 /// What the agent chooses by itself.
 pub(super) const DEFAULT: &str = "default";
 /// What `--probe-mechanism` takes, apart from `auto`.
@@ -24,6 +29,14 @@ const CORE: [&str; 2] = ["node:core::", "guest:tamper::"];
 /// What else depends on the kernel, and not on how hooks are attached.
 const ONCE: [&str; 3] =
     ["node:day::an_agent_that_starts_late", "node:cli::without_btf", "node:cli::version_and_ps"];
+
+/// Pods run by containerd.
+pub(super) const CONTAINERD: &str = "node:containerd::";
+
+/// Whether [`CONTAINERD`] runs on a kernel of this line: the oldest that can and the newest, for they take minutes.
+pub(super) fn runs_containerd(line: Line) -> bool {
+    line == IDMAPPED_TMPFS || line > LAST
+}
 
 /// The tests that run with `mechanism`, as the script in the guest reads them.
 pub(super) fn suite(mechanism: &str) -> String {
@@ -64,8 +77,15 @@ mod tests {
     }
 
     #[test]
+    fn containerd_is_tried_on_two_kernels() {
+        let lines = [(5, 10), (6, 1), (6, 12), (6, 18), (7, 3)].map(|(major, minor)| Line::new(major, minor));
+        assert_eq!(lines.map(runs_containerd), [false, false, true, false, true]);
+    }
+
+    #[test]
     fn tests_are_in_binaries_that_are_built() {
-        for part in [DEFAULT, "kprobe"].map(suite).join(" ").split(' ') {
+        let all = [&suite(DEFAULT), &suite("kprobe"), CONTAINERD].map(str::to_owned);
+        for part in all.join(" ").split(' ') {
             let (binary, filter) = part.split_once(':').unwrap_or_default();
             assert!(BINARIES.contains(&binary) && !filter.is_empty(), "{part}");
         }

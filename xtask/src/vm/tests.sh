@@ -4,9 +4,13 @@
 
 export USERNS_NODE_TESTS=1 USERNS_AGENT_BIN=/vm/userns-agent RUST_BACKTRACE=0
 export USERNS_NODE_DIR=/var/lib/node USERNS_RUNTIMES=/opt/runtimes USERNS_NODE_SLOWDOWN="$SLOWDOWN"
+export USERNS_CONTAINERD=/opt/containerd
 export USERNS_NODE_CELLS=/run/cells USERNS_ACTOR=/vm/actor
 mkdir -p "$USERNS_NODE_CELLS"
 failed=0
+case " $WITH_CONTAINERD " in
+    *" $(uname -r) "*) SUITE_DEFAULT="$SUITE_DEFAULT $SUITE_CONTAINERD" ;;
+esac
 
 run_test() {
     echo "userns-vm: begin $2"

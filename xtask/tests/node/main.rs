@@ -6,6 +6,7 @@
 
 mod cell;
 mod cli;
+mod containerd;
 mod core;
 mod cost;
 mod day;

@@ -1,13 +1,23 @@
 //! Hundreds of honest rounds raise nothing and lose nothing.
 
-use std::time::{Duration, Instant};
+use std::{
+    collections::BTreeSet,
+    path::Path,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context as _, Result, ensure};
-use xtask::lab::{Agent, Container, ContainerSpec, IdRange, PodSpec, ProcessSpec, RuntimeName};
+use xtask::lab::{
+    Agent, Container, ContainerSpec, IdRange, PodSpec, ProcessSpec, RUNTIMES, RuntimeName, Runtimes,
+};
 
 use crate::{Node, losses, metric, slowdown, told};
 
 const ROUNDS: u32 = 500;
+/// Of each runtime of [`SUITES`].
+const ROUNDS_OF_OTHERS: u32 = 30;
+/// Oldest first. A suite may have the same runtime as the one before.
+const SUITES: [&str; 4] = ["bookworm", "trixie", "forky", "sid"];
 
 /// crun's start returns before the container's program has been executed, and until then its exec is refused.
 pub(crate) fn exec(container: &Container, process: &ProcessSpec) -> Result<()> {
@@ -70,4 +80,33 @@ fn five_hundred_rounds_of_runc() -> Result<()> {
 #[test]
 fn five_hundred_rounds_of_crun() -> Result<()> {
     rounds(RuntimeName::Crun, "five_hundred_rounds_of_crun")
+}
+
+#[test]
+fn thirty_rounds_of_every_generation() -> Result<()> {
+    const TEST: &str = "thirty_rounds_of_every_generation";
+    if std::env::var_os(RUNTIMES).is_some() {
+        println!("SKIPPED: {TEST}: {RUNTIMES} names the only runtimes there are");
+        return Ok(());
+    }
+    let mut seen = BTreeSet::new();
+    for suite in SUITES {
+        let provision = |cache: &Path| Runtimes::provision(cache, suite);
+        let Some(node) = Node::with(TEST, provision)? else { return Ok(()) };
+        let version = |name| node.lab.runtimes().get(name).version.clone();
+        let others = RuntimeName::ALL.into_iter().filter(|name| seen.insert((*name, version(*name))));
+        let others: Vec<_> = others.collect();
+        if others.is_empty() {
+            continue;
+        }
+        let agent = node.agent(&[])?;
+        for (runtime, range) in others.iter().zip(44_000..) {
+            let took = live(&node, *runtime, ROUNDS_OF_OTHERS, range)
+                .with_context(|| format!("{runtime} {} of {suite}", version(*runtime)))?;
+            println!("{ROUNDS_OF_OTHERS} rounds of {runtime} {} in {took:.1?}", version(*runtime));
+        }
+        let rounds = ROUNDS_OF_OTHERS * u32::try_from(others.len())?;
+        nothing_but_seen(&agent, rounds).with_context(|| format!("with the runtimes of {suite}"))?;
+    }
+    Ok(())
 }

@@ -1,13 +1,13 @@
 //! What tests with the real agent work with: a lab, the agent under test, and what it said.
 
 use std::{
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
 use anyhow::{Context as _, Result, ensure};
 use prometheus_parse::{Sample, Scrape, Value};
-use xtask::lab::{Agent, Lab, Line};
+use xtask::lab::{Agent, Lab, Line, Runtimes};
 
 /// The agent's default, in seconds.
 const ENTRY_GRACE: u32 = 2;
@@ -24,11 +24,19 @@ pub(crate) struct Node {
 impl Node {
     /// `None`, with a loud word, where the node tests are not to run.
     pub(crate) fn new(test: &str) -> Result<Option<Self>> {
+        Self::with(test, Lab::provision)
+    }
+
+    /// [`Node::new`] with other runtimes, which are fetched below a directory.
+    pub(crate) fn with(
+        test: &str,
+        provision: impl FnOnce(&Path) -> Result<Runtimes>,
+    ) -> Result<Option<Self>> {
         static TURN: Mutex<()> = Mutex::new(());
         let Some(bin) = agent(test)? else { return Ok(None) };
         let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
         let work = work_dir();
-        let lab = Lab::new(Lab::provision(&work.join("cache"))?, &work.join("node"))?;
+        let lab = Lab::new(provision(&work.join("cache"))?, &work.join("node"))?;
         Ok(Some(Self { lab, bin, _turn: turn }))
     }
 

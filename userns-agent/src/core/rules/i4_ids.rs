@@ -1,13 +1,13 @@
 //! I4: ids outside the pod's range.
 
-use userns_common::kind::{lineage, reason, state};
+use userns_common::kind::{lineage, origin, reason, state};
 
 use super::{Observed, Rule, who};
 use crate::core::context::Context;
 use crate::core::finding::{Confidence, Severity, extents};
 use crate::core::open::{Detection, Scope};
 use crate::core::range::{FIRST_POD_ID, show_all};
-use crate::event::{CgroupId, Extent, IdMap, Ids};
+use crate::event::{CgroupId, Extent, IdMap, Ids, Nanos};
 
 pub(super) const RULE: Rule = Rule {
     id: "I4",
@@ -24,7 +24,8 @@ pub(super) const RULE: Rule = Rule {
     evidence: "The eight ids of `real_cred` at fork, exec, exit, namespace calls and in the sweep, against the map of \
                the pod's user namespace and kubelet's record. Supplementary groups are not looked at.",
     exceptions: "Runtimes hold host id 0 in the new namespace for microseconds before they take the container's; ids are \
-                 judged from the first program on. Those of who joined the namespace from elsewhere are I12's matter. An \
+                 judged from the first program on, those of a process that was found rather than seen to enter after \
+                 the grace period. Those of who joined the namespace from elsewhere are I12's matter. An \
                  administrator who moves a process of the host into a pod's user namespace and then its cgroup, and keeps \
                  its ids, is reported.",
     respond: "Critical: treat the node as compromised, as for I1. High: find whose range the id is in; files of that owner \
@@ -35,6 +36,11 @@ pub(super) fn on_task(observed: &Observed<'_>, context: &Context<'_>) -> Vec<Det
     let task = &observed.event.task;
     let workload = task.lineage.flags & lineage::WORKLOAD != 0;
     let left = observed.reasons & reason::LEFT_USERNS != 0;
+    // found in the moment between joining the namespace and taking an id of it; told later if it keeps its own
+    let found_at = Nanos(task.lineage.entered_ns);
+    if task.lineage.origin == origin::ADOPTED && observed.time.since(found_at) <= context.grace {
+        return Vec::new();
+    }
     // the kernel has told it, or will not: what came in from elsewhere may have kept the ids that it had there (I12)
     let settled = task.lineage.told & !observed.reasons & reason::ID_OUTSIDE_MAP != 0;
     let own = task.lineage.state == state::INSIDE && workload && !settled;

@@ -1,0 +1,109 @@
+//! Pods run by containerd, by runc and by crun, through the CRI: what a node is like but for the kubelet.
+
+mod broken;
+mod honest;
+mod leftovers;
+
+use std::{
+    path::PathBuf,
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Result, ensure};
+use xtask::lab::{
+    Agent, Containerd, CriContainer, CriContainerSpec, CriPod, CriPodSpec, Handler, IdRange, PodSpec,
+};
+
+use crate::{Node, losses, slowdown, told};
+
+/// A node with containerd. Fields in the order in which they go away.
+struct Cluster {
+    containerd: Containerd,
+    node: Node,
+}
+
+/// A pod as its author wrote it.
+#[derive(Debug, Clone, Copy)]
+struct Asked<'a> {
+    name: &'a str,
+    handler: Handler,
+    /// With `hostUsers: false`: what kubelet records.
+    range: Option<IdRange>,
+    host_network: bool,
+}
+
+impl Cluster {
+    /// `None`, with a loud word, where the node tests are not to run.
+    fn new(test: &str) -> Result<Option<Self>> {
+        let Some(node) = Node::with(test, Containerd::provision)? else { return Ok(None) };
+        let started = Instant::now();
+        let containerd = Containerd::start(&node.lab)?;
+        println!("{} is up after {:.1?}", containerd.version()?, started.elapsed());
+        Ok(Some(Self { containerd, node }))
+    }
+
+    fn pods_file(&self) -> PathBuf {
+        self.node.lab.dir().join("pods.json")
+    }
+
+    /// An agent that reads the pods file.
+    fn agent(&self) -> Result<Agent> {
+        self.tell_pods()?;
+        self.node.agent(&["--pods-file", &self.pods_file().display().to_string()])
+    }
+
+    /// Brings the pods file up to date.
+    fn tell_pods(&self) -> Result<()> {
+        self.node.lab.write_pods_file(&self.pods_file())
+    }
+
+    /// Runs a pod's sandbox as it was asked for.
+    fn run(&self, asked: Asked<'_>) -> Result<CriPod> {
+        self.run_with(asked, asked.range)
+    }
+
+    /// Runs a pod's sandbox with `given` in place of the range recorded.
+    fn run_with(&self, asked: Asked<'_>, given: Option<IdRange>) -> Result<CriPod> {
+        let Asked { name, handler, range, host_network } = asked;
+        let host_users = range.map(|_| false);
+        let spec = PodSpec { name: name.to_owned(), record: range, host_users, ..PodSpec::default() };
+        let pod = self.node.lab.pod(spec)?;
+        self.tell_pods()?;
+        self.containerd.run(&pod, CriPodSpec { handler, range: given, host_network })
+    }
+}
+
+/// A container called `name` that runs `args`, or sleeps if there are none.
+fn container(name: &str, args: &[&str]) -> CriContainerSpec {
+    let args = args.iter().copied().map(str::to_owned).collect();
+    CriContainerSpec { name: name.to_owned(), args, ..CriContainerSpec::default() }
+}
+
+/// Waits until a container has ended; its exit code and why.
+fn end(container: &CriContainer) -> Result<(i32, String)> {
+    let started = Instant::now();
+    loop {
+        if let Some(ended) = container.ended()? {
+            return Ok(ended);
+        }
+        ensure!(started.elapsed() < Duration::from_secs(10) * slowdown(), "a container does not end");
+        thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// Runs a shell script in a container, which must go well; what it wrote.
+fn shell(container: &CriContainer, script: &str) -> Result<String> {
+    let output = container.exec(&["sh", "-c", script])?;
+    ensure!(output.code == 0, "`{script}` failed: {output:?}");
+    Ok(output.stdout)
+}
+
+/// Holds that the agent lost nothing, and told of nothing.
+fn silence(agent: &Agent) -> Result<()> {
+    thread::sleep(Duration::from_millis(2500));
+    ensure!(agent.findings().is_empty(), "{}", told(agent));
+    let metrics = agent.http_get("/metrics")?.body;
+    ensure!(losses(&metrics).is_empty(), "{:?}", losses(&metrics));
+    Ok(())
+}
