@@ -208,7 +208,7 @@ pub(super) fn text(row: &PodRow, proc: &ProcFs) -> String {
         let labels = known.labels.iter().flatten().map(|(key, value)| format!("{key}={value}"));
         say(2, "labels", &labels.collect::<Vec<_>>().join(", "));
         if let Some(asked) = &known.asked {
-            let map = asked.uid_map.as_ref().map_or(String::new(), |map| format!(", {map}"));
+            let map = asked.extents().map_or(String::new(), |map| format!(", {}", show_all(&map)));
             say(2, "asked of runtime", &format!("mode {}{map}", asked.mode));
         }
         for finding in &known.findings {

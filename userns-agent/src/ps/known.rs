@@ -9,6 +9,8 @@ use std::time::Duration;
 use serde::Deserialize;
 use serde_json::Value;
 
+use crate::event::Extent;
+
 use crate::sink::local::PODS;
 
 /// How long the agent may take.
@@ -90,8 +92,24 @@ pub struct Owner {
 pub struct Asked {
     /// `pod`, `node` or `unknown`.
     pub mode: String,
-    /// The map, as findings have it.
-    pub uid_map: Option<Value>,
+    /// The map; absent if none was asked for.
+    pub uid_map: Option<Vec<Asking>>,
+}
+
+/// One extent of a map that was asked for, with the keys of findings.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+pub struct Asking {
+    inside: u32,
+    host: u32,
+    count: u32,
+}
+
+impl Asked {
+    /// The map as maps are.
+    pub(super) fn extents(&self) -> Option<Vec<Extent>> {
+        let extent = |it: &Asking| Extent { first: it.inside, lower_first: it.host, count: it.count };
+        self.uid_map.as_ref().map(|map| map.iter().map(extent).collect())
+    }
 }
 
 /// A container as the agent knows it.
@@ -221,5 +239,6 @@ mod tests {
             (known[0].containers[0].name.as_str(), known[0].asked.as_ref().unwrap().mode.as_str()),
             ("nginx", "pod")
         );
+        assert_eq!(known[0].asked.as_ref().unwrap().extents(), Some(vec![extent]));
     }
 }

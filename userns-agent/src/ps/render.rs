@@ -181,7 +181,7 @@ pub(super) fn object(row: &PodRow) -> Value {
         "uid_map": sample.map(|sample| extents(&sample.userns.uid_map)),
         "gid_map": sample.map(|sample| extents(&sample.userns.gid_map)),
         "kubelet_record": recorded,
-        "asked_of_runtime": known.and_then(|known| known.asked.as_ref()).map(|asked| json!({"mode": asked.mode, "uid_map": asked.uid_map})),
+        "asked_of_runtime": known.and_then(|known| known.asked.as_ref()).map(|asked| json!({"mode": asked.mode, "uid_map": asked.extents().map(|map| extents(&map))})),
         "processes": row.processes(),
         "nested_user_namespaces": row.nested(),
         "findings": known.map(|known| known.findings.iter().map(|finding| json!({

@@ -116,7 +116,6 @@ impl Containerd {
             RunPodSandboxRequest { config: Some(made.config()), runtime_handler: spec.handler.name() };
         let sandbox: Id = self.daemon.call("RuntimeService/RunPodSandbox", request)?;
         made.id = sandbox.id;
-        pod.state.add_container("", &made.id);
         Ok(made)
     }
 }
@@ -245,7 +244,6 @@ impl CriPod {
 
 impl Drop for CriPod {
     fn drop(&mut self) {
-        self.pod.state.remove_container(&self.id);
         // What fails here goes with containerd's namespaces, and the pod's cgroup.
         for method in ["RuntimeService/StopPodSandbox", "RuntimeService/RemovePodSandbox"] {
             let _ = self.daemon.call::<_, Empty>(method, Id { id: self.id.clone() });

@@ -105,7 +105,7 @@ fn version_and_ps_work() -> Result<()> {
     ensure!(String::from_utf8_lossy(&version.stdout).contains("embedded"), "{version:?}");
     let kubelet = node.lab.kubelet_root().display().to_string();
     let cgroups = node.lab.cgroup_root().display().to_string();
-    let flags = ["--kubelet-root", &kubelet, "--cgroup-root", &cgroups];
+    let flags = ["--no-agent", "--kubelet-root", &kubelet, "--cgroup-root", &cgroups];
     let range = xtask::lab::IdRange::nth(45_000);
     let spec = xtask::lab::PodSpec { name: "p".into(), record: Some(range), ..Default::default() };
     let pod = node.lab.pod(spec)?;

@@ -47,10 +47,10 @@ impl Cluster {
         self.node.lab.dir().join("pods.json")
     }
 
-    /// An agent that reads the pods file.
-    fn agent(&self) -> Result<Agent> {
-        self.tell_pods()?;
-        self.node.agent(&["--pods-file", &self.pods_file().display().to_string()])
+    /// An agent that asks containerd of pods.
+    fn agent(&self, arguments: &[&str]) -> Result<Agent> {
+        let socket = self.containerd.socket().display().to_string();
+        self.node.agent(&[&["--cri-socket", &socket], arguments].concat())
     }
 
     /// Brings the pods file up to date.

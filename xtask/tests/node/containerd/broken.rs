@@ -25,7 +25,8 @@ struct Case {
 #[test]
 fn broken_promises_are_told_once_and_at_once() -> Result<()> {
     let Some(cluster) = Cluster::new("broken_promises")? else { return Ok(()) };
-    let agent = cluster.agent()?;
+    // names come from containerd alone, the ranges promised from kubelet's records
+    let agent = cluster.agent(&[])?;
     let mut cases = vec![ignored(&cluster, &agent).context("a runtime that ignores the promise")?];
     for (runtime, range) in RuntimeName::ALL.into_iter().zip([47_010, 47_020]) {
         let handler = Handler::Oci(runtime);
@@ -88,6 +89,7 @@ fn told(
         asked.name,
         finding.at.saturating_duration_since(returned)
     );
+    named(agent, &finding, asked.name, None)?;
     let app = pod.start(&container("app", &[]))?;
     // a promise is broken by each container that does not keep it; a range is the pod's
     let containers = if rule == "I3" { vec![pod.id(), app.id()] } else { vec![pod.id()] };
@@ -109,5 +111,17 @@ fn intruder(cluster: &Cluster, agent: &Agent, name: &str, range: IdRange) -> Res
     };
     let finding = agent.wait_for(about, LIMIT * slowdown())?;
     ensure!(finding.text("/process/comm") == Some(name), "{}", finding.json);
+    named(agent, &finding, asked.name, Some("app"))?;
     Ok(case)
+}
+
+/// Holds that a finding says whose it is, or is completed soon. A sandbox is no container of the pod's, and has no name.
+fn named(agent: &Agent, finding: &Line, pod: &str, container: Option<&str>) -> Result<()> {
+    let whole = |line: &Line| {
+        line.text("/finding/id") == finding.text("/finding/id")
+            && line.text("/pod/name") == Some(pod)
+            && line.text("/pod/namespace") == Some("default")
+            && line.text("/container/name") == container
+    };
+    agent.wait_for(whole, LIMIT * slowdown()).map(drop).context("a finding without names")
 }

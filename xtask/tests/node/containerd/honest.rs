@@ -30,7 +30,9 @@ fn honest_pods_are_known_and_left_alone() -> Result<()> {
     for name in RuntimeName::ALL.map(|name| name.to_string()) {
         ensure!(handlers.contains(&name), "{name} says that it does no user namespaces: {handlers:?}");
     }
-    let agent = cluster.agent()?;
+    cluster.tell_pods()?;
+    // the file says what is declared, as the API server does
+    let agent = cluster.agent(&["--pods-file", &cluster.pods_file().display().to_string()])?;
     let started = Instant::now();
     side_by_side(&cluster, &agent)?;
     println!("pods side by side after {:.1?}", started.elapsed());
@@ -75,12 +77,14 @@ fn side_by_side(cluster: &Cluster, agent: &Agent) -> Result<()> {
         }
     }
     cluster.tell_pods()?;
-    let rows = look(cluster)?;
-    for known in &pods {
-        for id in [known.pod.id(), known.app.id()] {
-            let row = rows.iter().find(|row| row["container"] == id);
-            let row = row.with_context(|| format!("container {id} of {:?} is not known", known.asked))?;
-            told_right(row, known)?;
+    let started = Instant::now();
+    // what the agent knows follows what there is
+    loop {
+        let told = pods.iter().try_for_each(|known| told_right(&look(cluster)?, known));
+        match told {
+            Ok(()) => break,
+            Err(error) if started.elapsed() > Duration::from_secs(5) * slowdown() => return Err(error),
+            Err(_) => thread::sleep(Duration::from_millis(100)),
         }
     }
     // nobody sees the pods of the host's own namespaces in a cgroup of their own accord
@@ -100,7 +104,7 @@ fn side_by_side(cluster: &Cluster, agent: &Agent) -> Result<()> {
     }
 }
 
-/// What the agent sees of each container at one look.
+/// What the agent knows and sees of each pod at one look.
 fn look(cluster: &Cluster) -> Result<Vec<Value>> {
     let lab = &cluster.node.lab;
     let output = Command::new(&cluster.node.bin)
@@ -108,30 +112,50 @@ fn look(cluster: &Cluster) -> Result<Vec<Value>> {
         .arg(lab.kubelet_root())
         .arg("--cgroup-root")
         .arg(lab.cgroup_root())
-        .arg("--pods-file")
-        .arg(cluster.pods_file())
+        .arg("--socket")
+        .arg(lab.dir().join("agent.sock"))
         .output()
         .context("cannot start the agent")?;
     let text = String::from_utf8_lossy(&output.stdout);
     let errors = String::from_utf8_lossy(&output.stderr);
     ensure!(output.status.code() == Some(0), "ended with {}: {text}{errors}", output.status);
-    serde_json::from_str(&text).with_context(|| format!("no list of containers: {text}"))
+    serde_json::from_str(&text).with_context(|| format!("no list of pods: {text}"))
 }
 
-fn told_right(row: &Value, known: &Known) -> Result<()> {
+fn told_right(pods: &[Value], known: &Known) -> Result<()> {
     let Asked { name, range, .. } = known.asked;
     let map = |range: IdRange| json!([{"container_id": 0, "host_id": range.first, "length": range.length}]);
     let whole = json!([{"container_id": 0, "host_id": 0, "length": u32::MAX}]);
+    let own = range.map_or_else(|| whole.clone(), map);
+    let verdict = json!(if range.is_some() { "honoured" } else { "host user namespace" });
+    let pod = pods.iter().find(|pod| pod["uid"] == known.pod.pod().uid());
+    let pod = pod.with_context(|| format!("{:?} is not known: {pods:#?}", known.asked))?;
     for (key, expected) in [
-        ("pod_uid", json!(known.pod.pod().uid())),
-        ("pod", json!(name)),
+        ("namespace", json!("default")),
+        ("name", json!(name)),
         ("host_users", json!(range.map(|_| false))),
-        ("verdict", json!(if range.is_some() { "honoured" } else { "host user namespace" })),
-        ("uid_map", range.map_or_else(|| whole.clone(), map)),
-        ("gid_map", range.map_or(whole, map)),
+        ("verdict", verdict.clone()),
+        ("uid_map", own.clone()),
+        ("gid_map", own),
+        ("sources", json!(["pods_file", "cri"])),
+        (
+            "asked_of_runtime",
+            json!({"mode": if range.is_some() { "pod" } else { "node" }, "uid_map": range.map(map)}),
+        ),
+        ("findings", json!([])),
     ] {
-        ensure!(row[key] == expected, "{key} is not {expected}: {row}");
+        ensure!(pod[key] == expected, "{key} is not {expected}: {pod:#}");
     }
+    let containers = pod["containers"].as_array().context("no containers")?;
+    for (id, kind, name) in [(known.pod.id(), "sandbox", ""), (known.app.id(), "container", "app")] {
+        let container = containers.iter().find(|container| container["id"] == id);
+        let container = container.with_context(|| format!("container {id} is not known: {pod:#}"))?;
+        ensure!(
+            container["kind"] == kind && container["name"] == name && container["verdict"] == verdict,
+            "{id} is the {kind} {name}: {pod:#}"
+        );
+    }
+    ensure!(containers.len() == 2, "there are two containers: {pod:#}");
     Ok(())
 }
 
