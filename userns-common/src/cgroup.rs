@@ -31,6 +31,7 @@ pub type Name = [u8; CGROUP_NAME_LEN];
 
 const UUID: usize = 36;
 const HASH: usize = 32;
+const POD: &[u8; 4] = b"-pod";
 const SLICE: &[u8; 6] = b".slice";
 const ID: usize = 64;
 const MONITORS: [&[u8]; 2] = [b"crio-conmon-", b"libpod-conmon-"];
@@ -93,32 +94,38 @@ pub struct Unsplit {
 #[inline(always)]
 #[must_use]
 pub fn unsplit(name: &Name, len: usize) -> Option<Unsplit> {
-    if !(ID..=CGROUP_NAME_LEN).contains(&len) || !is_uid(name, len - ID, ID) {
+    let id = before(len, ID)?;
+    if !is_uid(name, id, ID) {
         return None;
     }
-    let id = len - ID;
     unsplit_by(name, id, b":cri-containerd:").or_else(|| unsplit_by(name, id, b":crio:"))
 }
 
 #[inline(always)]
 fn unsplit_by(name: &Name, id: usize, infix: &[u8]) -> Option<Unsplit> {
-    if id < infix.len() || !matches_at(name, id - infix.len(), infix) {
+    let slice = before(id, infix.len())?;
+    if !matches_at(name, slice, infix) {
         return None;
     }
-    let slice = id - infix.len();
     let uid = systemd_uid(name, slice, UUID).or_else(|| systemd_uid(name, slice, HASH))?;
     Some(Unsplit { uid, prefix: slice + 1, id })
 }
 
 #[inline(always)]
 fn systemd_uid(name: &Name, len: usize, uid: usize) -> Option<(usize, usize)> {
-    let tail = uid + SLICE.len();
-    // "-pod" before the uid, and something before that
-    if len < tail + 5 || !matches_at(name, len - SLICE.len(), SLICE) {
-        return None;
-    }
-    let start = len - tail;
-    (matches_at(name, start - 4, b"-pod") && is_uid(name, start, uid)).then_some((start, uid))
+    let pod = before(len, POD.len() + uid + SLICE.len())?;
+    let start = pod + POD.len();
+    let matches = matches_at(name, pod, POD) && matches_at(name, start + uid, SLICE);
+    // something has to stand before it; asked last, or it becomes one check of a range, as below
+    (matches && is_uid(name, start, uid) && pod > 0).then_some((start, uid))
+}
+
+/// `len - bytes`, unless there are fewer. The compiler may not know what it is made of: Linux 6.1 has to see the very
+/// number checked that bytes are read at.
+#[inline(always)]
+fn before(len: usize, bytes: usize) -> Option<usize> {
+    let start = core::hint::black_box(len.wrapping_sub(bytes));
+    (start <= CGROUP_NAME_LEN - bytes).then_some(start)
 }
 
 #[inline(always)]
