@@ -106,7 +106,7 @@ pub(super) struct State {
     spans: Spans,
     processes: BTreeMap<ProcessId, Process>,
     ended: VecDeque<(Nanos, ProcessId)>,
-    /// Ended processes that were not known to be entering, the oldest first.
+    /// Ended processes, the oldest first.
     gone: VecDeque<ProcessId>,
     /// Rows that fell out because a table was full.
     pub(super) evicted: BTreeMap<&'static str, u64>,
@@ -327,8 +327,8 @@ impl State {
         if tell(pod) { pod.containers.iter().copied().collect() } else { Vec::new() }
     }
 
-    /// Takes note of a process on its way into a container. Entries and ends come by rings of their own, so the end may be
-    /// known first.
+    /// Takes note of a process on its way into a container. What it does and its end come by rings of their own, so the
+    /// end may be known first.
     pub(super) fn entering(&mut self, event: &TaskEvent, time: Nanos) {
         let Some(container) = self.containers.get_mut(&CgroupId(event.task.lineage.container)) else {
             return;
@@ -409,14 +409,13 @@ impl State {
 
     /// Remembers that a process ended.
     pub(super) fn exited(&mut self, process: ProcessId, container: CgroupId, now: Nanos) {
-        let entering =
-            self.containers.get_mut(&container).and_then(|container| container.entering.remove(&process));
-        if entering.is_none() {
-            if self.gone.len() >= MAX_GONE {
-                self.gone.pop_front();
-            }
-            self.gone.push_back(process);
+        if let Some(container) = self.containers.get_mut(&container) {
+            container.entering.remove(&process);
         }
+        if self.gone.len() >= MAX_GONE {
+            self.gone.pop_front();
+        }
+        self.gone.push_back(process);
         if self.processes.contains_key(&process) {
             self.ended.push_back((now, process));
         }

@@ -154,6 +154,19 @@ fn i2_silent_for_runtimes_on_their_way_in() {
 }
 
 #[test]
+fn i2_silent_for_a_runtime_whose_end_is_known_before_all_that_it_did() {
+    let mut world = World::new();
+    world.recorded(1, BASE);
+    let container = world.honest_start(1, 50, 7, BASE);
+    let runtime = Actor::host(70, RUNC, "6").entering(origin::ATTACHED);
+    world.enters(container, &runtime);
+    world.exits(container, 70);
+    world.enters(container, &runtime);
+    world.pass(10 * SECOND);
+    world.silent();
+}
+
+#[test]
 fn i2_silent_for_a_runtime_whose_end_is_known_before_its_entry() {
     let mut world = World::new();
     world.recorded(1, BASE);
