@@ -108,7 +108,7 @@ impl Engine {
     /// The same, where pods of these runtime classes are not observable: names, or beginnings that end in `*`.
     #[must_use]
     pub fn without(self, classes: Vec<String>) -> Self {
-        Self { unobservable: Unobservable(classes), ..self }
+        Self { unobservable: Unobservable::new(classes), ..self }
     }
 
     /// Takes one input and appends what follows from it to `out`.
