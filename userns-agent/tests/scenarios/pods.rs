@@ -252,6 +252,20 @@ fn more_pods_than_the_table_holds_are_counted_and_those_in_use_stay() {
     assert_eq!(names(world.only(RuleId::I3)).0, Some("web-0"));
 }
 
+#[test]
+fn pods_that_are_only_described_make_room_for_those_on_the_node() {
+    let mut world = World::new();
+    // as many as the API server may have for a node; most have ended long ago
+    world.fact(Fact::Pods(PodSource::Api, (1..200).map(|n| spec(n, None)).collect()));
+    world.recorded(500, 1 << 20);
+    let container = world.container(500);
+    world.fact(from_api(spec(500, Some(false))));
+    world.fact(Fact::Pods(PodSource::Api, (1..200).chain([500]).map(|n| spec(n, None)).collect()));
+    world.execs(container, &Actor::host(80, SLEEP, "sh").entering(origin::ATTACHED).working());
+    assert_eq!(names(world.only(RuleId::I3)).0, Some("web-500"));
+    assert!(world.engine().stats().pods <= 64);
+}
+
 /// A sandbox for which kubelet asked for a range.
 fn asked(n: u32, base: u32) -> Sandbox {
     let KubeletRecord { uid_mappings, gid_mappings } = record(base);
