@@ -39,6 +39,8 @@ pub struct Container {
     pub host_capabilities: BTreeMap<u32, CapabilityUse>,
     /// The first process that used one.
     pub host_capability_user: Option<(Nanos, Box<TaskEvent>)>,
+    /// When it was made, as the kernel told, until names are known.
+    pub(super) unnamed_since: Option<Nanos>,
     /// When it was last seen by a walk or hook.
     seen: Nanos,
     /// When its cgroup was removed.
