@@ -191,10 +191,10 @@ const REJECTED: Label = label(
 const VERSION: Label = label("version", "version of the agent");
 
 /// Seconds, from the time that a sweep over a small node takes upwards.
-/// Fine where quantiles are of interest: runtimes take tens of milliseconds, API servers up to seconds.
+/// Fine where quantiles are of interest: names may be known before the container is (0), or some seconds later.
 const ATTRIBUTION: &[f64] = &[
-    0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 1.0,
-    2.0, 5.0, 10.0, 30.0, 60.0,
+    0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.015, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3,
+    0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0,
 ];
 const SWEEP: &[f64] = &[0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5];
 /// Seconds, up to the delay of an output that is stuck.
