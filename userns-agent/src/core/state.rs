@@ -1,6 +1,7 @@
 //! What is known of pods, containers and processes. Bounded tables; what falls out is counted.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::ops::Bound;
 
 use super::finding::CapabilityUse;
 use super::pods::Pod;
@@ -38,6 +39,8 @@ pub struct Container {
     pub host_capabilities: BTreeMap<u32, CapabilityUse>,
     /// The first process that used one.
     pub host_capability_user: Option<(Nanos, Box<TaskEvent>)>,
+    /// When it was made, as the kernel told, until names are known.
+    pub(super) unnamed_since: Option<Nanos>,
     /// When it was last seen by a walk or hook.
     seen: Nanos,
     /// When its cgroup was removed.
@@ -99,6 +102,8 @@ pub(super) struct Sizes {
 pub(super) struct State {
     sizes: Sizes,
     pods: BTreeMap<PodUid, Pod>,
+    /// The last pod that made room: the search for the next goes on behind it.
+    made_room: Option<PodUid>,
     /// Pods by their sandboxes' ids.
     sandboxes: BTreeMap<String, PodUid>,
     containers: BTreeMap<CgroupId, Container>,
@@ -119,6 +124,7 @@ impl State {
         Self {
             sizes,
             pods: BTreeMap::new(),
+            made_room: None,
             sandboxes: BTreeMap::new(),
             containers: BTreeMap::new(),
             spans: Spans::default(),
@@ -235,12 +241,18 @@ impl State {
         }
     }
 
-    /// The pod, known from now on; `None` if there are too many pods that are in use.
+    /// The pod, known from now on; `None` if there are too many pods on the node.
     fn pod_mut(&mut self, uid: &PodUid) -> Option<&mut Pod> {
         if self.pods.len() >= self.sizes.containers && !self.pods.contains_key(uid) {
             *self.evicted.entry("pods").or_default() += 1;
-            let idle = self.pods.iter().find(|(_, pod)| pod.is_idle()).map(|(uid, _)| uid.clone())?;
-            self.pods.remove(&idle);
+            let behind = match &self.made_room {
+                Some(last) => self.pods.range((Bound::Excluded(last), Bound::Unbounded)),
+                None => self.pods.range(..),
+            };
+            let mut all = behind.chain(self.pods.iter());
+            let spare = all.find(|(_, pod)| pod.is_spare()).map(|(uid, _)| uid.clone())?;
+            self.pods.remove(&spare);
+            self.made_room = Some(spare);
         }
         Some(self.pods.entry(uid.clone()).or_default())
     }
