@@ -3,6 +3,7 @@
 mod broken;
 mod honest;
 mod leftovers;
+mod nested;
 mod systemd;
 
 use std::{
