@@ -4,6 +4,7 @@ mod broken;
 mod honest;
 mod leftovers;
 mod nested;
+mod podman;
 mod systemd;
 
 use std::{
