@@ -3,6 +3,7 @@
 //! Names tell: `<rule>_fires_...` and `<rule>_silent_...`; a test below holds that every rule has both.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod attempts;
 mod engine;
 mod foreign;
 mod ids;
@@ -13,7 +14,7 @@ mod world;
 
 use userns_agent::core::finding::Severity;
 use userns_agent::core::rules::{RuleId, rule};
-use userns_agent::event::{Fact, Hook, Operation, Relation, namespace, origin, reason};
+use userns_agent::event::{Fact, Hook, Relation, namespace, origin, reason};
 use world::{Actor, CONMON, HOST_NS, RUNC, SEALED, SECOND, SLEEP, World, range, uid};
 
 const BASE: u32 = 3_841_261_568;
@@ -21,7 +22,12 @@ const SYS_ADMIN: u32 = 21;
 
 #[test]
 fn every_rule_fires_in_one_scenario_and_is_silent_in_another() {
-    let source = concat!(include_str!("main.rs"), include_str!("foreign.rs"), include_str!("ids.rs"));
+    let source = concat!(
+        include_str!("main.rs"),
+        include_str!("attempts.rs"),
+        include_str!("foreign.rs"),
+        include_str!("ids.rs")
+    );
     for id in RuleId::ALL {
         for what in ["fires", "silent"] {
             let name = format!("fn {}_{what}", rule(*id).id.to_lowercase());
@@ -451,36 +457,6 @@ fn i7_silent_for_containers_of_one_pod_and_for_neighbours() {
         world.honest_start(n, 50 + n, 7 + n, base);
         world.honest_start(n, 60 + n, 7 + n, base);
     }
-    world.silent();
-}
-
-#[test]
-fn i11_fires_once_and_counts() {
-    let mut world = World::new();
-    world.recorded(1, BASE);
-    let container = world.honest_start(1, 50, 7, BASE);
-    let shell = Actor::inside(51, 7, BASE);
-    world.asks(container, &shell, 16, Relation::Host, -1);
-    world.calls(container, &shell, Operation::Setns, -1);
-    let finding = world.only(RuleId::I11);
-    assert_eq!(finding.severity, Severity::Low);
-    assert!(finding.why.contains("CAP_SYS_MODULE"), "{}", finding.why);
-    world.pass(11 * SECOND);
-    let last = world.findings.last().unwrap();
-    assert_eq!((last.capabilities.len(), last.calls.len()), (1, 1));
-}
-
-#[test]
-fn i11_silent_before_the_first_program_and_for_calls_that_fail_otherwise() {
-    let mut world = World::new();
-    world.recorded(1, BASE);
-    let container = world.honest_start(1, 50, 7, BASE);
-    let mut runtime = Actor::inside(51, 7, BASE);
-    world.calls(container, &runtime, Operation::Setns, -22);
-    runtime.0.task.lineage.flags = 0;
-    world.calls(container, &runtime, Operation::Unshare, -1);
-    world.asks(container, &runtime, SYS_ADMIN, Relation::Host, -1);
-    world.pass(11 * SECOND);
     world.silent();
 }
 

@@ -66,6 +66,8 @@ pub struct CriContainerSpec {
     pub capabilities: Vec<String>,
     /// Volumes below `/run/volumes` by their names, and where they are mounted, with the pod's ids.
     pub volumes: Vec<(String, String)>,
+    /// Whether it has the node's packages at `/usr`, read-only, as files of the pod's root.
+    pub packages: bool,
     /// Which container's PID namespace it joins, as an ephemeral container does.
     pub target: Option<String>,
     /// In bytes, where the machine can limit memory.
@@ -191,7 +193,7 @@ impl CriPod {
             metadata: Some(ContainerMetadata { name: spec.name.clone(), attempt: self.attempt(&spec.name) }),
             image: Some(ImageSpec { image: IMAGE.to_owned() }),
             command: spec.args.clone(),
-            mounts: spec.volumes.iter().map(|(volume, path)| self.mount(volume, path)).collect(),
+            mounts: self.mounts(spec),
             labels,
             linux: Some(LinuxContainerConfig { resources: limit, security_context: Some(context) }),
         }
@@ -205,10 +207,19 @@ impl CriPod {
         own.into_iter().chain(state.spec.labels.iter().cloned()).collect()
     }
 
-    fn mount(&self, volume: &str, path: &str) -> Mount {
+    fn mounts(&self, spec: &CriContainerSpec) -> Vec<Mount> {
+        let place = |volume: &str| format!("/run/volumes/{}/{volume}", self.pod.uid());
+        let volumes = spec.volumes.iter().map(|(volume, path)| self.mount(place(volume), path));
+        let packages =
+            spec.packages.then(|| Mount { readonly: true, ..self.mount("/usr".to_owned(), "/usr") });
+        volumes.chain(packages).collect()
+    }
+
+    fn mount(&self, host_path: String, path: &str) -> Mount {
         Mount {
             container_path: path.to_owned(),
-            host_path: format!("/run/volumes/{}/{volume}", self.pod.uid()),
+            host_path,
+            readonly: false,
             uid_mappings: self.mapping(),
             gid_mappings: self.mapping(),
         }

@@ -121,6 +121,8 @@ pub(crate) struct Mount {
     pub(crate) container_path: String,
     #[prost(string, tag = "2")]
     pub(crate) host_path: String,
+    #[prost(bool, tag = "3")]
+    pub(crate) readonly: bool,
     #[prost(message, repeated, tag = "6")]
     pub(crate) uid_mappings: Vec<IdMapping>,
     #[prost(message, repeated, tag = "7")]
