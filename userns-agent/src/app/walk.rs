@@ -1,5 +1,7 @@
 //! The walk of cgroupfs: registers pods' cgroups with the kernel and tells the core.
 
+use std::collections::HashMap;
+
 use userns_common::record::WatchedCgroup;
 
 use super::setup::Clock;
@@ -71,23 +73,19 @@ impl Walker {
     }
 }
 
-/// The container that a walk is in: directories come before what is below them.
+/// The containers that a walk has met: directories come before what is below them, but not next to that.
 #[derive(Default)]
-struct Above {
-    path: String,
-    id: CgroupId,
-}
+struct Above(HashMap<String, CgroupId>);
 
 impl Above {
     fn container_of(&mut self, cgroup: &Cgroup) -> CgroupId {
+        let path = cgroup.path.as_str();
         if cgroup.role == role::NESTED {
-            let below =
-                cgroup.path.as_str().strip_prefix(&self.path).is_some_and(|rest| rest.starts_with('/'));
-            return if below { self.id } else { cgroup.id };
+            let mut ancestors = path.rmatch_indices('/').map(|(end, _)| &path[..end]);
+            return ancestors.find_map(|above| self.0.get(above).copied()).unwrap_or(cgroup.id);
         }
         if cgroup.role == role::CONTAINER {
-            cgroup.path.as_str().clone_into(&mut self.path);
-            self.id = cgroup.id;
+            self.0.insert(path.to_owned(), cgroup.id);
         }
         cgroup.id
     }
@@ -111,6 +109,8 @@ mod tests {
             (4, role::NESTED, "/p/c/x/y", 2),
             (5, role::CONTAINER, "/p/cc", 5),
             (6, role::NESTED, "/p/cc/x", 5),
+            // all containers of a pod are listed before what is below the first of them
+            (8, role::NESTED, "/p/c/z", 2),
             (7, role::NESTED, "/p/ccc/x", 7),
         ] {
             assert_eq!(above.container_of(&cgroup(id, role, path)), CgroupId(expected), "{path}");
