@@ -49,6 +49,8 @@ pub const NAMES: [&str; 41] = [
 pub const SYS_PTRACE: u32 = 19;
 /// `CAP_SYS_ADMIN`.
 pub const SYS_ADMIN: u32 = 21;
+/// `CAP_SYSLOG`.
+pub const SYSLOG: u32 = 34;
 
 /// Capabilities whose denial over the host's user namespace is an attempt rather than everyday software: a
 /// bit per capability. Left out are those that ordinary programs ask for and do without (`CAP_SYS_NICE`,
@@ -61,7 +63,7 @@ pub const ATTEMPTS: u64 = bit(2) // DAC_READ_SEARCH: open_by_handle_at
     | bit(SYS_ADMIN)
     | bit(22) // SYS_BOOT: kexec, reboot
     | bit(25) // SYS_TIME
-    | bit(34) // SYSLOG
+    | bit(SYSLOG)
     | bit(38); // PERFMON
 
 const fn bit(capability: u32) -> u64 {

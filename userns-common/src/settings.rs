@@ -234,6 +234,9 @@ pub struct Settings {
     /// filters for system calls, sockets and cgroups, whose code needs more barriers then, and those on extended
     /// attributes, of which the trusted ones are not shown then.
     pub everyday: SyscallSet,
+    /// System calls during which a `CAP_SYSLOG` check decides whether a file will show addresses (`/proc/modules`,
+    /// kernel/ksyms_common.c): those that open files.
+    pub opening: SyscallSet,
 }
 
 #[cfg(test)]

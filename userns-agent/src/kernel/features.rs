@@ -160,6 +160,9 @@ const LISTING: &[u32] = &[89, 267, 4, 6, 262, 332, 217, 0, 17];
 #[cfg(target_arch = "x86_64")]
 const EVERYDAY: &[u32] =
     &[321, 317, 157, 54, 188, 189, 190, 191, 192, 193, 194, 195, 196, 197, 198, 199, 463, 464, 465, 466];
+/// open, openat, openat2.
+#[cfg(target_arch = "x86_64")]
+const OPENING: &[u32] = &[2, 257, 437];
 #[cfg(target_arch = "x86_64")]
 const SETNS: u32 = 308;
 /// As above, by the generic table (include/uapi/asm-generic/unistd.h).
@@ -172,6 +175,8 @@ const ACCOUNTING: &[u32] = &[
 const LISTING: &[u32] = &[78, 79, 291, 61, 63, 67];
 #[cfg(not(target_arch = "x86_64"))]
 const EVERYDAY: &[u32] = &[280, 277, 167, 208, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 463, 464, 465, 466];
+#[cfg(not(target_arch = "x86_64"))]
+const OPENING: &[u32] = &[56, 437];
 #[cfg(not(target_arch = "x86_64"))]
 const SETNS: u32 = 268;
 
@@ -202,6 +207,7 @@ pub fn settings(kernel: &Kernel, host: Host, grace: Duration, container_budget: 
         accounting: SyscallSet::new(ACCOUNTING),
         listing: SyscallSet::new(LISTING),
         everyday: SyscallSet::new(EVERYDAY),
+        opening: SyscallSet::new(OPENING),
     }
 }
 

@@ -15,7 +15,7 @@ use core::ffi::c_void;
 use aya_ebpf::bindings::BPF_NOEXIST;
 use aya_ebpf::macros::{btf_tracepoint, fexit, kprobe, kretprobe};
 use aya_ebpf::programs::{BtfTracePointContext, FExitContext, ProbeContext, RetProbeContext};
-use userns_common::caps::{SYS_ADMIN, SYS_PTRACE, holds};
+use userns_common::caps::{SYS_ADMIN, SYS_PTRACE, SYSLOG, holds};
 use userns_common::kind::{
     Counter, EventKind, Hook, Operation, Relation, lineage as flag, reason, state, verdict,
 };
@@ -122,7 +122,8 @@ fn asked<const TYPED: bool>(
     };
     let relation = relation(target, lineage);
     let over_host = relation as u32 == Relation::Host as u32;
-    let syscall = if over_host && matches!(capability, SYS_ADMIN | SYS_PTRACE) { task.syscall() } else { -1 };
+    let syscall =
+        if over_host && matches!(capability, SYS_ADMIN | SYS_PTRACE | SYSLOG) { task.syscall() } else { -1 };
     let accounting = over_host && is_accounting(capability, syscall);
     if accounting {
         count(Counter::ChecksAccounting);
@@ -210,7 +211,11 @@ fn is_listing(capability: u32, syscall: i32) -> bool {
 #[inline(always)]
 fn is_everyday(task: Task, capability: u32, syscall: i32) -> bool {
     let setns = syscall == setting!(setns) as i32;
-    capability == SYS_ADMIN && (contains(&SETTINGS.everyday, syscall) || setns && task.joins_time_namespace())
+    match capability {
+        SYS_ADMIN => contains(&SETTINGS.everyday, syscall) || setns && task.joins_time_namespace(),
+        SYSLOG => contains(&SETTINGS.opening, syscall),
+        _ => false,
+    }
 }
 
 /// Whether a set holds a system call's number.

@@ -22,10 +22,10 @@ pub(super) const RULE: Rule = Rule {
                for, and setns, unshare, mount_setattr and open_tree_attr that were refused. Counted in the kernel: one \
                record tells of the first, the rest are counts.",
     exceptions: "Left out as everyday software: CAP_SYS_ADMIN at memory accounting, at filters for system calls and at \
-                 extended attributes (systemd, browsers, ls), CAP_SYS_PTRACE while listing processes (ps, lsof), CAP_BPF \
-                 (systemd and container managers), setns to the time namespace (crun), CAP_SYS_NICE, CAP_SYS_RESOURCE, \
-                 CAP_NET_ADMIN, CAP_KILL, CAP_MKNOD and others that are asked for and done without. Sandboxes (bubblewrap, \
-                 browsers) that try unshare and cope with its refusal do show.",
+                 extended attributes (systemd, browsers, ls), CAP_SYS_PTRACE while listing processes (ps, lsof), CAP_SYSLOG at \
+                 opening files (lsmod, podman), CAP_BPF (systemd and container managers), setns to the time namespace \
+                 (crun), CAP_SYS_NICE, CAP_SYS_RESOURCE, CAP_NET_ADMIN, CAP_KILL, CAP_MKNOD and others that are asked for \
+                 and done without. Sandboxes (bubblewrap, browsers) that try unshare and cope with its refusal do show.",
     respond: "Look at which program asked, and for what. No hurry while nothing else is found; a reason to look closer \
               when the program is a shell or was written to a temporary directory.",
 };
