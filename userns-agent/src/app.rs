@@ -270,6 +270,7 @@ impl App {
             match output {
                 Output::Finding(finding) => self.outputs.finding(&finding),
                 Output::Withheld(withheld) => self.outputs.withheld(*withheld),
+                Output::Attributed(kind, took) => self.outputs.attributed(kind, took),
                 Output::Forget(container) => {
                     self.loaded.forget(container);
                     self.outputs.forget(container);

@@ -376,8 +376,10 @@ pub struct AggregateKey {
     /// 1 from the first program of the container on. What a runtime tries before is counted apart, so that it does not
     /// take the place of the workload's first.
     pub workload: u8,
+    /// 1 for what everyday software asks for and does without (`ps`, systemd): counted apart for the same reason.
+    pub everyday: u8,
     /// Keeps the struct free of padding.
-    pub reserved: [u8; 2],
+    pub reserved: u8,
 }
 
 /// Value of the aggregation table.

@@ -157,6 +157,12 @@ offsets! {
     inode_sb: "inode"."i_sb",
     /// Device.
     sb_dev: "super_block"."s_dev",
+    /// Open files.
+    task_files: "task_struct"."files",
+    /// Table of open files.
+    files_fdt: "files_struct"."fdt",
+    /// Open files by their numbers.
+    fdtable_fd: "fdtable"."fd",
     /// Path given to execve.
     bprm_filename: "linux_binprm"."filename",
 }
@@ -210,8 +216,8 @@ pub struct Settings {
     pub host_userns_inum: u32,
     /// Inode number of the host's mount namespace.
     pub host_mnt_inum: u32,
-    /// Keeps the struct free of padding.
-    pub reserved: u32,
+    /// Number of the system call setns.
+    pub setns: u32,
     /// How long a task may stay ENTERING.
     pub grace_ns: u64,
     /// Bulk records that a container may send in a second.
@@ -221,8 +227,13 @@ pub struct Settings {
     /// System calls during which a `CAP_SYS_ADMIN` check is memory accounting (`cap_vm_enough_memory`,
     /// security/commoncap.c), as it is outside of any: they map, fork, execute, or grow a file in memory.
     pub accounting: SyscallSet,
-    /// System calls during which a `CAP_SYS_PTRACE` check is a process listing (`ps`, `lsof`): readlink and stat.
+    /// System calls during which a `CAP_SYS_PTRACE` check is a process listing (`ps`, `lsof`): readlink, stat, and read,
+    /// by which `/proc/<pid>/stat` asks whether it may tell addresses.
     pub listing: SyscallSet,
+    /// System calls during which a `CAP_SYS_ADMIN` check is everyday software's, which does without: those that make
+    /// filters for system calls, sockets and cgroups, whose code needs more barriers then, and those on extended
+    /// attributes, of which the trusted ones are not shown then.
+    pub everyday: SyscallSet,
 }
 
 #[cfg(test)]

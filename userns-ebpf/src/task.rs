@@ -25,6 +25,13 @@ use crate::maps::{LINEAGES, count, setting};
 
 const GET_OR_CREATE: u64 = aya_ebpf::bindings::BPF_LOCAL_STORAGE_GET_F_CREATE as u64;
 
+/// include/uapi/linux/sched.h
+const CLONE_NEWTIME: u64 = 0x80;
+/// Inode number of the machine's time namespace (include/linux/proc_ns.h, `PROC_TIME_INIT_INO`).
+const TIME_NS: u64 = 0xefff_fffa;
+/// Larger numbers of open files are taken for smaller ones.
+const MAX_FD: u32 = (1 << 20) - 1;
+
 /// Loads a field through a pointer that the verifier knows the type of.
 ///
 /// # Safety
@@ -439,6 +446,27 @@ impl Task {
         }
         reader.done();
         used
+    }
+
+    /// Whether setns, in flight, is to join the time namespace: that of the machine, or one beside others of a process.
+    /// It is refused who lacks capabilities over the host, and crun, which executes a program in a container by joining
+    /// all that the container's first process is in, does without. (Who asks for all that a process of the host is in is
+    /// denied `CAP_SYS_PTRACE` before.)
+    #[inline(always)]
+    pub(crate) fn joins_time_namespace(self) -> bool {
+        if self.syscall_arg(1) & CLONE_NEWTIME != 0 {
+            return true;
+        }
+        let mut reader = Reader::new();
+        let files = reader.ptr(self.0, setting!(offsets.task_files));
+        let table = reader.ptr(files, setting!(offsets.files_fdt));
+        let open = reader.ptr(table, setting!(offsets.fdtable_fd));
+        let number = self.syscall_arg(0) as u32 & MAX_FD;
+        let file = reader.ptr(open, number * size_of::<u64>() as u32);
+        let inode = reader.ptr(file, setting!(offsets.file_inode));
+        let number: u64 = reader.read(inode, setting!(offsets.inode_ino));
+        reader.done();
+        number == TIME_NS
     }
 
     /// Number of the system call in flight; -1 outside of one.

@@ -15,7 +15,7 @@ use crate::config::{Config, Output};
 use crate::core::finding::{Finding, Status as FindingStatus};
 use crate::core::{PodView, Promise, Stats, Withheld};
 use crate::decode::DecodeError;
-use crate::event::{CgroupId, Counter, Event, Told};
+use crate::event::{CgroupId, ContainerKind, Counter, Event, Told};
 use crate::host::proc::ProcFs;
 use crate::host::reference;
 use crate::host::{SourceHealth, SourceState};
@@ -300,6 +300,11 @@ impl Outputs {
     /// The loop turns.
     pub(super) fn alive(&self) {
         self.status.beat();
+    }
+
+    /// A container is known by name.
+    pub(super) fn attributed(&self, kind: ContainerKind, took: Duration) {
+        self.metrics.attributed(kind, took);
     }
 
     /// A sweep ended. Its failure is told once, until it works again.

@@ -238,7 +238,7 @@ pub static KEYS: &[Key] = &[
         help: "Runtime classes, or the runtime's handlers, whose pods run in a virtual machine or on a kernel of their own \
                (a name that ends in `*` stands for all that begin so): nothing but I1 is told of them, and what was not \
                told is counted",
-        ps: false,
+        ps: true,
         slot: Slot::Names(|config| &mut config.unobservable_runtimes),
     },
     Key {

@@ -86,14 +86,26 @@ impl Runtimes {
 
 /// Runtime classes and handlers whose pods run where this kernel does not see them: names, or beginnings that end in
 /// `*`.
-#[derive(Clone, Debug, Default)]
-pub(super) struct Unobservable(pub(super) Vec<String>);
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Unobservable(Vec<String>);
 
 impl Unobservable {
+    /// Those of the configuration.
+    #[must_use]
+    pub fn new(classes: Vec<String>) -> Self {
+        Self(classes)
+    }
+
+    /// Whether this is such a class or handler.
+    #[must_use]
+    pub fn has(&self, class: &str) -> bool {
+        self.0.iter().any(|pattern| matches(pattern, class))
+    }
+
     /// Whether the pod has such a class or handler.
     #[must_use]
     pub(super) fn covers(&self, pod: &Pod) -> bool {
-        pod.runtime_classes().any(|class| self.0.iter().any(|pattern| matches(pattern, class)))
+        pod.runtime_classes().any(|class| self.has(class))
     }
 }
 

@@ -1,5 +1,6 @@
 //! Takes inputs in order, keeps the tables, asks the rules.
 
+mod attribution;
 mod intrusion;
 mod stats;
 
@@ -21,8 +22,8 @@ use super::state::{Sizes, State};
 use super::view::{PodView, view};
 use super::withheld::{Budgets, Withheld};
 use crate::event::{
-    AggregateKey, AggregateValue, Body, CgroupId, Event, Fact, Input, Nanos, PodUid, Reference, TaskEvent,
-    reason,
+    AggregateKey, AggregateValue, Body, CgroupId, ContainerKind, Event, Fact, Input, Nanos, PodUid,
+    Reference, TaskEvent, reason,
 };
 
 /// Bounds and delays.
@@ -53,6 +54,8 @@ pub enum Output {
     Finding(Box<Finding>),
     /// Tell what was withheld.
     Withheld(Box<Withheld>),
+    /// A container that was seen being made is known by name now, so long after.
+    Attributed(ContainerKind, Duration),
     /// This container is long gone: what the kernel counted for it can go as well, and what is remembered of it.
     Forget(CgroupId),
 }
@@ -108,7 +111,7 @@ impl Engine {
     /// The same, where pods of these runtime classes are not observable: names, or beginnings that end in `*`.
     #[must_use]
     pub fn without(self, classes: Vec<String>) -> Self {
-        Self { unobservable: Unobservable(classes), ..self }
+        Self { unobservable: Unobservable::new(classes), ..self }
     }
 
     /// Takes one input and appends what follows from it to `out`.
@@ -171,6 +174,7 @@ impl Engine {
         match body {
             Body::CgroupMkdir(cgroup) => {
                 if self.state.saw_cgroup(&cgroup, time) {
+                    self.was_made(cgroup.id, time);
                     self.container_known(cgroup.id, out);
                 }
             }
@@ -324,6 +328,7 @@ impl Engine {
                 }
                 self.say(&key, finding, out);
             }
+            self.attribute(*container, out);
             self.judge(*container, out);
         }
     }
@@ -339,6 +344,7 @@ impl Engine {
                 self.pending.push_back((since, event));
             }
         }
+        self.attribute(id, out);
         self.judge(id, out);
     }
 

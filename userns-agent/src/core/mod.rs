@@ -18,7 +18,7 @@ mod state;
 mod view;
 mod withheld;
 
-pub use context::Context;
+pub use context::{Context, Unobservable};
 pub use engine::{Engine, Limits, Output, Stats};
 pub use pods::{Pod, Promise};
 pub use state::Container;

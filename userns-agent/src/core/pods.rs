@@ -220,10 +220,12 @@ impl Pod {
             && self.said.values().all(|said| said.gone.is_some_and(long_ago))
     }
 
-    /// Whether no source speaks for it now and it has no containers: the first to go when there are too many.
-    pub(super) fn is_idle(&self) -> bool {
+    /// Whether nothing on the node speaks for it, neither a cgroup nor kubelet's record nor a sandbox: it makes room
+    /// when there are too many. The API server may have more pods for a node, ended ones foremost, than any node runs.
+    pub(super) fn is_spare(&self) -> bool {
         let recorded = self.record.is_some() && self.unrecorded.is_none();
-        self.containers.is_empty() && !recorded && self.said.values().all(|said| said.gone.is_some())
+        let has_sandbox = !self.sandboxes.is_empty() && self.left.is_none();
+        self.containers.is_empty() && !recorded && !has_sandbox
     }
 }
 

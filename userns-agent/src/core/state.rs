@@ -1,6 +1,7 @@
 //! What is known of pods, containers and processes. Bounded tables; what falls out is counted.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::ops::Bound;
 
 use super::finding::CapabilityUse;
 use super::pods::Pod;
@@ -38,6 +39,8 @@ pub struct Container {
     pub host_capabilities: BTreeMap<u32, CapabilityUse>,
     /// The first process that used one.
     pub host_capability_user: Option<(Nanos, Box<TaskEvent>)>,
+    /// When it was made, as the kernel told, until names are known.
+    pub(super) unnamed_since: Option<Nanos>,
     /// When it was last seen by a walk or hook.
     seen: Nanos,
     /// When its cgroup was removed.
@@ -99,6 +102,8 @@ pub(super) struct Sizes {
 pub(super) struct State {
     sizes: Sizes,
     pods: BTreeMap<PodUid, Pod>,
+    /// The last pod that made room: the search for the next goes on behind it.
+    made_room: Option<PodUid>,
     /// Pods by their sandboxes' ids.
     sandboxes: BTreeMap<String, PodUid>,
     containers: BTreeMap<CgroupId, Container>,
@@ -106,7 +111,7 @@ pub(super) struct State {
     spans: Spans,
     processes: BTreeMap<ProcessId, Process>,
     ended: VecDeque<(Nanos, ProcessId)>,
-    /// Ended processes that were not known to be entering, the oldest first.
+    /// Ended processes, the oldest first.
     gone: VecDeque<ProcessId>,
     /// Rows that fell out because a table was full.
     pub(super) evicted: BTreeMap<&'static str, u64>,
@@ -119,6 +124,7 @@ impl State {
         Self {
             sizes,
             pods: BTreeMap::new(),
+            made_room: None,
             sandboxes: BTreeMap::new(),
             containers: BTreeMap::new(),
             spans: Spans::default(),
@@ -235,12 +241,18 @@ impl State {
         }
     }
 
-    /// The pod, known from now on; `None` if there are too many pods that are in use.
+    /// The pod, known from now on; `None` if there are too many pods on the node.
     fn pod_mut(&mut self, uid: &PodUid) -> Option<&mut Pod> {
         if self.pods.len() >= self.sizes.containers && !self.pods.contains_key(uid) {
             *self.evicted.entry("pods").or_default() += 1;
-            let idle = self.pods.iter().find(|(_, pod)| pod.is_idle()).map(|(uid, _)| uid.clone())?;
-            self.pods.remove(&idle);
+            let behind = match &self.made_room {
+                Some(last) => self.pods.range((Bound::Excluded(last), Bound::Unbounded)),
+                None => self.pods.range(..),
+            };
+            let mut all = behind.chain(self.pods.iter());
+            let spare = all.find(|(_, pod)| pod.is_spare()).map(|(uid, _)| uid.clone())?;
+            self.pods.remove(&spare);
+            self.made_room = Some(spare);
         }
         Some(self.pods.entry(uid.clone()).or_default())
     }
@@ -327,8 +339,8 @@ impl State {
         if tell(pod) { pod.containers.iter().copied().collect() } else { Vec::new() }
     }
 
-    /// Takes note of a process on its way into a container. Entries and ends come by rings of their own, so the end may be
-    /// known first.
+    /// Takes note of a process on its way into a container. What it does and its end come by rings of their own, so the
+    /// end may be known first.
     pub(super) fn entering(&mut self, event: &TaskEvent, time: Nanos) {
         let Some(container) = self.containers.get_mut(&CgroupId(event.task.lineage.container)) else {
             return;
@@ -409,14 +421,13 @@ impl State {
 
     /// Remembers that a process ended.
     pub(super) fn exited(&mut self, process: ProcessId, container: CgroupId, now: Nanos) {
-        let entering =
-            self.containers.get_mut(&container).and_then(|container| container.entering.remove(&process));
-        if entering.is_none() {
-            if self.gone.len() >= MAX_GONE {
-                self.gone.pop_front();
-            }
-            self.gone.push_back(process);
+        if let Some(container) = self.containers.get_mut(&container) {
+            container.entering.remove(&process);
         }
+        if self.gone.len() >= MAX_GONE {
+            self.gone.pop_front();
+        }
+        self.gone.push_back(process);
         if self.processes.contains_key(&process) {
             self.ended.push_back((now, process));
         }

@@ -107,6 +107,9 @@ pub enum ContainerKind {
 }
 
 impl ContainerKind {
+    /// Every kind.
+    pub const ALL: [Self; 5] = [Self::Container, Self::Init, Self::Sidecar, Self::Ephemeral, Self::Sandbox];
+
     /// The name used in JSON.
     #[must_use]
     pub fn name(self) -> &'static str {

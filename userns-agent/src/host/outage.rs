@@ -42,6 +42,14 @@ impl Outage {
         self.publish();
     }
 
+    /// It tells all pods there are, and has told this many.
+    pub(super) fn reading(&mut self, pods: usize) {
+        if self.health.state == SourceState::Missing {
+            self.health.detail = format!("its pods are being read for the first time: {pods} so far");
+            self.publish();
+        }
+    }
+
     /// It has this many pods now.
     pub(super) fn records(&mut self, records: usize) {
         self.health.records = records;

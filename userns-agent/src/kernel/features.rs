@@ -153,9 +153,15 @@ const ACCOUNTING: &[u32] = &[
     9, 10, 12, 25, 29, 30, 216, 56, 57, 58, 59, 322, 435, 60, 231, // memory and processes
     1, 18, 20, 40, 77, 275, 285, 296, 328, 319, 326, 426, // files
 ];
-/// readlink, readlinkat, stat, lstat, newfstatat, statx, getdents64.
+/// readlink, readlinkat, stat, lstat, newfstatat, statx, getdents64, read, pread64.
 #[cfg(target_arch = "x86_64")]
-const LISTING: &[u32] = &[89, 267, 4, 6, 262, 332, 217];
+const LISTING: &[u32] = &[89, 267, 4, 6, 262, 332, 217, 0, 17];
+/// bpf, seccomp, prctl, setsockopt; setxattr to fremovexattr, setxattrat to removexattrat.
+#[cfg(target_arch = "x86_64")]
+const EVERYDAY: &[u32] =
+    &[321, 317, 157, 54, 188, 189, 190, 191, 192, 193, 194, 195, 196, 197, 198, 199, 463, 464, 465, 466];
+#[cfg(target_arch = "x86_64")]
+const SETNS: u32 = 308;
 /// As above, by the generic table (include/uapi/asm-generic/unistd.h).
 #[cfg(not(target_arch = "x86_64"))]
 const ACCOUNTING: &[u32] = &[
@@ -163,7 +169,11 @@ const ACCOUNTING: &[u32] = &[
     64, 68, 66, 71, 46, 76, 47, 70, 287, 279, 285, 426, // files
 ];
 #[cfg(not(target_arch = "x86_64"))]
-const LISTING: &[u32] = &[78, 79, 291, 61];
+const LISTING: &[u32] = &[78, 79, 291, 61, 63, 67];
+#[cfg(not(target_arch = "x86_64"))]
+const EVERYDAY: &[u32] = &[280, 277, 167, 208, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 463, 464, 465, 466];
+#[cfg(not(target_arch = "x86_64"))]
+const SETNS: u32 = 268;
 
 /// What counts as the host's.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -185,12 +195,13 @@ pub fn settings(kernel: &Kernel, host: Host, grace: Duration, container_budget: 
         host_level: host.level,
         host_userns_inum: host.userns,
         host_mnt_inum: host.mnt,
-        reserved: 0,
+        setns: SETNS,
         grace_ns: u64::try_from(grace.as_nanos()).unwrap_or(u64::MAX),
         container_budget,
         attempt_caps: ATTEMPTS,
         accounting: SyscallSet::new(ACCOUNTING),
         listing: SyscallSet::new(LISTING),
+        everyday: SyscallSet::new(EVERYDAY),
     }
 }
 

@@ -127,7 +127,7 @@ fn judged(node: &Node) -> Vec<PodRow> {
         let Some(pod) = node.pods.get(&container.pod) else { continue };
         let others = namespaces.iter().filter(|(uid, _)| **uid != &pod.uid);
         let others: Vec<_> = others.filter_map(|(uid, own)| Some((node.pods.get(*uid)?, *own))).collect();
-        let judgement = judge(pod, &container.look, node.host, &others);
+        let judgement = judge(pod, &container.look, node.host, &node.unobservable, &others);
         pods.entry(&pod.uid).or_default().push(Row { container: container.clone(), judgement });
     }
     let row = |(uid, rows): (&PodUid, Vec<Row>)| {

@@ -7,6 +7,7 @@ use super::known::Known;
 use super::verdict::{Look, Namespace, Pod, Recorded, Sample};
 use crate::cgroup::{self, ContainerId, PodCgroup};
 use crate::config::Config;
+use crate::core::Unobservable;
 use crate::event::{Nanos, PodSpec, PodUid, role};
 use crate::host::cgroupfs::{CgroupFs, CgroupFsError};
 use crate::host::kubelet::{Records, read_records};
@@ -34,6 +35,8 @@ pub(super) struct Container {
 pub(super) struct Node {
     /// Number of the host's user namespace.
     pub(super) host: u32,
+    /// Runtime classes whose pods cannot be looked at.
+    pub(super) unobservable: Unobservable,
     pub(super) pods: BTreeMap<PodUid, Pod>,
     pub(super) containers: Vec<Container>,
     /// What a reader should know about what was not seen.
@@ -95,7 +98,8 @@ pub(super) fn observe(config: &Config, told: &Told) -> Result<Node, ObserveError
 /// Looks at the node whose cgroups are `cgroups`.
 pub(super) fn observe_in(config: &Config, told: &Told, cgroups: &CgroupFs) -> Result<Node, ObserveError> {
     let proc = ProcFs::new(&config.proc_root);
-    let mut node = Node::default();
+    let unobservable = Unobservable::new(config.unobservable_runtimes.clone());
+    let mut node = Node { unobservable, ..Node::default() };
     node.find_host(&proc)?;
     node.note_reader(&proc, cgroups);
     node.find_containers(&proc, cgroups)?;

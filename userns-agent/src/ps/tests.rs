@@ -339,3 +339,16 @@ fn errors_have_exit_codes() {
     assert_eq!(ExitCode::from(&error), ExitCode::NoInput);
     assert!(error.to_string().contains("/nonexistent does not exist"));
 }
+
+#[test]
+fn runtime_classes_that_the_configuration_names_are_not_judged() {
+    let mut fake = Fake::new();
+    fake.record(UID, 131_072);
+    fake.container(UID, "a", &[10]);
+    fake.process(10, HOST, "0 0 4294967295", 50);
+    let known = known::Known { runtime_class: Some("microvm-small".into()), ..known::Known::default() };
+    let known = BTreeMap::from([(PodUid::parse(UID).unwrap(), known)]);
+    assert_eq!(fake.pods_told(known.clone())[0].judgement.verdict, Verdict::Ignored);
+    fake.config.unobservable_runtimes = vec!["microvm*".into()];
+    assert_eq!(fake.pods_told(known)[0].judgement.verdict, Verdict::NotObservable);
+}

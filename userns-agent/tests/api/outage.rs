@@ -3,6 +3,7 @@
 use userns_agent::core::finding::Status;
 use userns_agent::core::rules::RuleId;
 use userns_agent::event::{Fact, origin};
+use userns_agent::host::SourceState;
 
 use crate::apiserver::{Trouble, pod};
 use crate::harness::{Bench, TIMING};
@@ -37,4 +38,48 @@ async fn a_finding_made_during_an_outage_is_amended_afterwards() {
     let named = amended.pod.as_ref().unwrap();
     assert_eq!(named.name.as_deref(), Some("pod-7"));
     assert!(amended.unknown.len() < made.unknown.len(), "{:?}", amended.unknown);
+}
+
+#[tokio::test]
+async fn a_server_that_keeps_no_version_fails_and_says_so() {
+    let mut bench = Bench::settled(3, TIMING).await;
+    bench.server.trouble(Trouble::Expired);
+    bench.change();
+    bench.fails(&["410"]).await;
+    bench.server.trouble(Trouble::None);
+    bench.converges().await;
+}
+
+#[tokio::test]
+async fn a_server_that_takes_connections_and_is_silent_is_left_after_a_while() {
+    let mut bench = Bench::settled(3, TIMING).await;
+    bench.server.trouble(Trouble::Silent);
+    bench.server.cut();
+    bench.change();
+    bench.fails(&["did not take a connection within 2s"]).await;
+    bench.server.trouble(Trouble::None);
+    bench.converges().await;
+}
+
+#[tokio::test]
+async fn a_killed_server_is_found_again_where_it_was() {
+    let mut bench = Bench::settled(3, TIMING).await;
+    bench.server.kill();
+    bench.fails(&["cannot connect", "refused"]).await;
+    bench.change();
+    bench.server.revive().unwrap();
+    bench.converges().await;
+}
+
+#[tokio::test]
+async fn a_first_list_that_is_slow_says_how_far_it_is() {
+    let mut bench = Bench::new(500, TIMING);
+    bench.server.trouble(Trouble::Slow);
+    let says = |bench: &Bench| bench.health().detail.ends_with(" so far");
+    bench.until("said how far it is", says).await;
+    let health = bench.health();
+    assert_eq!((health.state, health.records, bench.known.len()), (SourceState::Missing, 0, 0), "{health:?}");
+    bench.server.trouble(Trouble::None);
+    bench.converges().await;
+    assert_eq!((bench.known.len(), bench.health().errors), (500, 0), "{:?}", bench.health());
 }

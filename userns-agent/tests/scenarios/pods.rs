@@ -6,8 +6,8 @@ use userns_agent::core::finding::{Finding, Severity, Status};
 use userns_agent::core::rules::RuleId;
 use userns_agent::core::{Output, Promise};
 use userns_agent::event::{
-    ContainerKind, ContainerSpec, Fact, Hook, KubeletRecord, PodSource, PodSpec, Sandbox, UsernsMode, origin,
-    reason,
+    Cgroup, CgroupId, ContainerKind, ContainerSpec, Fact, Hook, KubeletRecord, PodSource, PodSpec, Sandbox,
+    UsernsMode, origin, reason, role,
 };
 
 use super::BASE;
@@ -250,6 +250,50 @@ fn more_pods_than_the_table_holds_are_counted_and_those_in_use_stay() {
     }
     world.execs(container, &Actor::host(80, SLEEP, "sh").entering(origin::ATTACHED).working());
     assert_eq!(names(world.only(RuleId::I3)).0, Some("web-0"));
+}
+
+#[test]
+fn pods_that_are_only_described_make_room_for_those_on_the_node() {
+    let mut world = World::new();
+    // as many as the API server may have for a node; most have ended long ago
+    world.fact(Fact::Pods(PodSource::Api, (1..200).map(|n| spec(n, None)).collect()));
+    world.recorded(500, 1 << 20);
+    let container = world.container(500);
+    world.fact(from_api(spec(500, Some(false))));
+    world.fact(Fact::Pods(PodSource::Api, (1..200).chain([500]).map(|n| spec(n, None)).collect()));
+    world.execs(container, &Actor::host(80, SLEEP, "sh").entering(origin::ATTACHED).working());
+    assert_eq!(names(world.only(RuleId::I3)).0, Some("web-500"));
+    assert!(world.engine().stats().pods <= 64);
+}
+
+#[test]
+fn it_is_told_once_how_long_a_container_had_no_name() {
+    let mut world = World::new();
+    let late = world.container(1);
+    let made = world.now();
+    world.skip(7 * SECOND);
+    world.fact(from_api(spec(1, None)));
+    assert_eq!(world.attributed, [], "the pod has a name, the container has none");
+    let known = with_container(spec(1, None), late);
+    world.fact(from_api(known.clone()));
+    let took = Duration::from_nanos(world.now().0 - made.0);
+    assert!(took >= Duration::from_secs(7), "{took:?}");
+    assert_eq!(world.attributed, [(ContainerKind::Container, took)]);
+    world.fact(Fact::Pods(PodSource::KubeletApi, vec![known]));
+    assert_eq!(world.attributed.len(), 1, "it was known");
+    // one that is known before it is there
+    world.fact(from_api(with_container(spec(2, None), late + 2)));
+    assert_eq!(world.container(2), late + 2);
+    assert_eq!(world.attributed[1..], [(ContainerKind::Container, Duration::ZERO)]);
+    // one that was there before the agent: nobody knows since when
+    let cgroup = Cgroup {
+        id: CgroupId(900),
+        role: role::CONTAINER,
+        path: format!("/kubepods/burstable/pod{}/{:064x}", uid(3), 900).as_str().into(),
+    };
+    world.fact(Fact::CgroupSeen(cgroup));
+    world.fact(from_api(with_container(spec(3, None), 900)));
+    assert_eq!(world.attributed.len(), 2);
 }
 
 /// A sandbox for which kubelet asked for a range.

@@ -6,9 +6,9 @@ use userns_agent::core::finding::{Finding, Status};
 use userns_agent::core::rules::RuleId;
 use userns_agent::core::{Engine, Limits, Output};
 use userns_agent::event::{
-    Ancestor, Body, Call, Cgroup, CgroupId, Event, Extent, Fact, Hook, IdMap, Ids, Image, Input,
-    KubeletRecord, Lineage, Nanos, Operation, PodSource, PodSpec, PodUid, ProcessId, Reference, Relation,
-    Task, TaskEvent, Text, UserNs, lineage, origin, reason, role, state,
+    Ancestor, Body, Call, Cgroup, CgroupId, ContainerKind, Event, Extent, Fact, Hook, IdMap, Ids, Image,
+    Input, KubeletRecord, Lineage, Nanos, Operation, PodSource, PodSpec, PodUid, ProcessId, Reference,
+    Relation, Task, TaskEvent, Text, UserNs, lineage, origin, reason, role, state,
 };
 
 /// Inode number of the initial user namespace.
@@ -38,6 +38,8 @@ pub(crate) struct World {
     pub(crate) findings: Vec<Finding>,
     /// Containers whose memory is to go.
     pub(crate) forgotten: Vec<CgroupId>,
+    /// Containers that became known by name, and how long after they were made.
+    pub(crate) attributed: Vec<(ContainerKind, Duration)>,
     next_cgroup: u64,
 }
 
@@ -189,6 +191,7 @@ impl World {
             now: SECOND,
             findings: Vec::new(),
             forgotten: Vec::new(),
+            attributed: Vec::new(),
             next_cgroup: 1000,
         };
         world.fact(Fact::RuntimeImages(vec![RUNC, CONMON]));
@@ -219,6 +222,7 @@ impl World {
             match output {
                 Output::Finding(finding) => self.findings.push(*finding),
                 Output::Withheld(_) => {}
+                Output::Attributed(kind, took) => self.attributed.push((kind, took)),
                 Output::Forget(container) => self.forgotten.push(container),
             }
         }

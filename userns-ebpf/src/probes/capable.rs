@@ -75,9 +75,9 @@ impl Kind {
     const PRESENT: u32 = 1 << 31;
 
     #[inline(always)]
-    fn new(capability: u32, relation: Relation, ret: i32, lineage: &Lineage) -> Self {
+    fn new(capability: u32, relation: Relation, ret: i32, everyday: bool, lineage: &Lineage) -> Self {
         let workload = u32::from(lineage.flags & flag::WORKLOAD != 0);
-        let of_task = (lineage.state & 7) << 24 | workload << 27;
+        let of_task = (lineage.state & 7) << 24 | workload << 27 | u32::from(everyday) << 28;
         Self(Self::PRESENT | of_task | u32::from(ret != 0) << 16 | (relation as u32) << 8 | capability & 0xff)
     }
 
@@ -91,7 +91,8 @@ impl Kind {
             verdict: (self.0 >> 16) as u8 & verdict::DENIED,
             state: (self.0 >> 24) as u8 & 7,
             workload: (self.0 >> 27) as u8 & 1,
-            reserved: [0; 2],
+            everyday: (self.0 >> 28) as u8 & 1,
+            reserved: 0,
         }
     }
 }
@@ -130,12 +131,14 @@ fn asked<const TYPED: bool>(
         }
     }
     let granted_over_host = over_host && ret == 0 && !accounting && is_use(lineage, capability);
-    let kind = Kind::new(capability, relation, ret, lineage);
+    let everyday = over_host && (is_listing(capability, syscall) || is_everyday(task, capability, syscall));
+    let kind = Kind::new(capability, relation, ret, everyday, lineage);
     let first = !accounting && counted(task, tracked, kind, syscall);
-    if !accounting && !granted_over_host && found.is_nothing() {
+    // what setns is given is not among what a check is told from the next by
+    if !accounting && !granted_over_host && found.is_nothing() && syscall != setting!(setns) as i32 {
         put_off_the_next(task, tracked, kind, asked, syscall);
     }
-    let attempt = first && over_host && ret != 0 && is_attempt(&tracked.lineage, capability, syscall);
+    let attempt = first && over_host && ret != 0 && !everyday && is_attempt(&tracked.lineage, capability);
     let told = granted_over_host || attempt;
     if !told {
         lineage::tell(task, &mut tracked.lineage, found, Hook::Capable);
@@ -187,10 +190,8 @@ fn is_use(lineage: &Lineage, capability: u32) -> bool {
 }
 
 #[inline(always)]
-fn is_attempt(lineage: &Lineage, capability: u32, syscall: i32) -> bool {
-    lineage.state == state::INSIDE
-        && holds(setting!(attempt_caps), capability)
-        && !is_listing(capability, syscall)
+fn is_attempt(lineage: &Lineage, capability: u32) -> bool {
+    lineage.state == state::INSIDE && holds(setting!(attempt_caps), capability)
 }
 
 /// Memory accounting asks for `CAP_SYS_ADMIN` over the host at every allocation (`cap_vm_enough_memory`).
@@ -203,6 +204,13 @@ fn is_accounting(capability: u32, syscall: i32) -> bool {
 #[inline(always)]
 fn is_listing(capability: u32, syscall: i32) -> bool {
     capability == SYS_PTRACE && contains(&SETTINGS.listing, syscall)
+}
+
+/// What programs ask for whether they have it or not, and the kernel to choose what it does.
+#[inline(always)]
+fn is_everyday(task: Task, capability: u32, syscall: i32) -> bool {
+    let setns = syscall == setting!(setns) as i32;
+    capability == SYS_ADMIN && (contains(&SETTINGS.everyday, syscall) || setns && task.joins_time_namespace())
 }
 
 /// Whether a set holds a system call's number.

@@ -118,7 +118,12 @@ fn idmapped(operation: Operation, hook: Hook, ret: i32) {
     let task = Task::current();
     let Some(lineage) = task.lineage() else { return };
     // both calls: (dfd, path, flags, struct mount_attr *, size)
-    let Some(attr_set) = read_user::<u64>(task.syscall_arg(3)) else { return };
+    let attr = task.syscall_arg(3);
+    // so programs find out whether the kernel has the call
+    if attr == 0 {
+        return;
+    }
+    let Some(attr_set) = read_user::<u64>(attr) else { return };
     if attr_set & MOUNT_ATTR_IDMAP != 0 {
         let call = Call { operation, ret, flags: attr_set, fd: task.syscall_arg(0) };
         tell(task, lineage, Found::NOTHING, &call, hook);
@@ -128,6 +133,8 @@ fn idmapped(operation: Operation, hook: Hook, ret: i32) {
 /// Counts a call of a task in a pod, and tells of the first of its kind and of what was found.
 #[inline(always)]
 pub(crate) fn tell(task: Task, lineage: &mut Lineage, found: Found, call: &Call, hook: Hook) {
+    let denied = verdict::of(call.ret) == verdict::DENIED;
+    let everyday = denied && call.operation as u32 == Operation::Setns as u32 && task.joins_time_namespace();
     let key = AggregateKey {
         container: lineage.container,
         operation: call.operation as u8,
@@ -136,9 +143,10 @@ pub(crate) fn tell(task: Task, lineage: &mut Lineage, found: Found, call: &Call,
         verdict: verdict::of(call.ret),
         state: lineage.state as u8,
         workload: u8::from(lineage.flags & flag::WORKLOAD != 0),
-        reserved: [0; 2],
+        everyday: u8::from(everyday),
+        reserved: 0,
     };
-    if lineage.state != state::INSIDE || !aggregate(&key, 1, task, -1) {
+    if lineage.state != state::INSIDE || !aggregate(&key, 1, task, -1) || everyday {
         lineage::tell(task, lineage, found, hook);
         return;
     }

@@ -6,7 +6,7 @@
 //! | `node`, `herd` | the lab to measure on; pods by the hundred |
 //! | `empty`, `bpftrace` | programs that do nothing, and a script, for comparison |
 //! | `guest`, `instructions` | instructions per operation: in a guest, and its table |
-//! | `programs`, `storm`, `delays`, `flood`, `scale`, [`churn`] | what is measured on the running kernel, one part each |
+//! | `programs`, `storm`, `delays`, `flood`, `scale`, [`churn`], `attribution` | what is measured on the running kernel, one part each |
 //! | `stats`, `usage`, `scrape`, `machine` | figures, and where they come from |
 //! | `page`, `plot` | docs/benchmarks.md and its figures |
 //! | [`inside`] | the statically linked program for guests and containers |
@@ -24,6 +24,7 @@ use crate::{
 };
 
 pub mod attempts;
+mod attribution;
 mod bpftrace;
 pub mod churn;
 mod delays;
@@ -46,6 +47,7 @@ mod storm;
 mod usage;
 mod worker;
 
+use attribution::Attribution;
 use churn::{Churn, Plan};
 use delays::Delays;
 use flood::Flood;
@@ -92,6 +94,8 @@ enum Part {
     Scale,
     /// Pods that come and go without a pause
     Churn,
+    /// From a container's start to its names, by containerd
+    Attribution,
 }
 
 /// What every part needs.
@@ -114,6 +118,7 @@ struct Results {
     flood: Option<Flood>,
     sizes: Vec<Point>,
     churn: Option<Churn>,
+    attribution: Option<Attribution>,
 }
 
 /// Measures what `options` ask for.
@@ -156,8 +161,15 @@ impl Results {
         wanted: impl Fn(Part) -> bool,
     ) -> Result<()> {
         let target = workspace.target();
-        let node =
-            &Node::new(&target.join("bench"), &target.join("cache"), &programs.agent, &programs.bench)?;
+        let (place, cache) = (target.join("bench"), target.join("cache"));
+        if wanted(Part::Attribution) {
+            // a lab with other runtimes, which is gone before the next is made
+            let why = "from a container's start to its names, by containerd";
+            let measured =
+                steps.step("attribution", why, || attribution::measure(&place, &cache, &programs.agent))?;
+            self.attribution = Some(measured);
+        }
+        let node = &Node::new(&place, &cache, &programs.agent, &programs.bench)?;
         if wanted(Part::Programs) {
             let why = "nanoseconds per run of each eBPF program, under a mixed load";
             self.programs = steps.step("programs", why, || programs::measure(node, &programs.empty))?;

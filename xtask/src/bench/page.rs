@@ -5,7 +5,7 @@ use std::{fs, path::Path};
 use anyhow::{Context as _, Result};
 
 use super::{
-    Results, churn,
+    Results, attribution, churn,
     delays::{self, Delays},
     flood, plot, programs, scale, storm,
 };
@@ -90,9 +90,19 @@ Pods as in the table above; again and again the oldest ends and a new one starts
 was not. What is gone is kept for a minute, so that what comes late finds it: memory grows until then.
 ";
 
+const ATTRIBUTION: &str = "\
+### From a container's start to its names
+
+containerd runs pods of ten containers each, with user namespaces; the agent knows namespace, pod and container names by
+the CRI alone. The time is from the event of the container's cgroup being made, which is before its first program runs, to
+the moment the agent has both names; 0 where the runtime had told them before. It is read from the agent's own histogram
+(`userns_attribution_seconds`): quantiles are interpolated in their bucket, *at most* is the end of the last one.
+";
+
 /// The whole page; a part that was not measured is left out.
 pub(super) fn page(results: &Results, machine: &str) -> String {
     let mut parts = vec![HEAD.to_owned()];
+    parts.extend(in_short(results));
     if !results.instructions.is_empty() {
         parts.push(INSTRUCTIONS.to_owned());
         parts.extend(results.instructions.iter().map(super::Counted::table));
@@ -105,6 +115,7 @@ pub(super) fn page(results: &Results, machine: &str) -> String {
         results.flood.as_ref().map(|flood| format!("{FLOOD}\n{}", flood::table(flood))),
         (!results.sizes.is_empty()).then(|| format!("{SIZES}\n{}", scale::table(&results.sizes))),
         results.churn.as_ref().map(|churn| format!("{CHURN}\n{}", churn::table(churn))),
+        results.attribution.as_ref().map(|found| format!("{ATTRIBUTION}\n{}", attribution::table(found))),
     ]
     .into_iter()
     .flatten()
@@ -114,6 +125,23 @@ pub(super) fn page(results: &Results, machine: &str) -> String {
         parts.extend(native);
     }
     parts.join("\n")
+}
+
+/// What the parts come to, if they were measured.
+fn in_short(results: &Results) -> Option<String> {
+    let delay = results
+        .attribution
+        .as_ref()
+        .map(|found| format!("| attribution delay, p50 and p99 | {} |", found.in_short()));
+    let memory = scale::memory_per_pod(&results.sizes)
+        .map(|kib| format!("| memory per pod, 10 to 500 pods | {kib:.1} KiB |"));
+    let cpu = results.churn.as_ref().map(|churn| {
+        let rate = f64::from(churn.started) / churn.seconds;
+        format!("| CPU at {rate:.0} pod starts per second | {:.1} % of a processor |", churn.cpu_percent())
+    });
+    let rows: Vec<String> = [delay, memory, cpu].into_iter().flatten().collect();
+    (!rows.is_empty())
+        .then(|| format!("## In short\n\n| figure | measured |\n| --- | ---: |\n{}\n", rows.join("\n")))
 }
 
 /// Those of the idle and the busy node, then those during the flood.
@@ -149,9 +177,29 @@ mod tests {
         let results = Results { sizes: vec![Point::default()], ..Results::default() };
         let text = page(&results, "ACME 9");
         assert!(text.contains("Machine: ACME 9.") && text.contains("### Size of the node"), "{text}");
-        for part in [INSTRUCTIONS, PROGRAMS, STORM, DELAYS, FLOOD, CHURN] {
+        for part in [INSTRUCTIONS, PROGRAMS, STORM, DELAYS, FLOOD, CHURN, ATTRIBUTION, "## In short"] {
             assert!(!text.contains(part), "{part}");
         }
         assert!(!page(&Results::default(), "ACME 9").contains("ACME"));
+    }
+
+    #[test]
+    fn what_it_comes_to_is_told_first() {
+        let point = |pods, resident| Point { pods, resident, ..Point::default() };
+        let results = Results {
+            sizes: vec![point(10, 10.0), point(110, 11.0), point(500, 14.9)],
+            churn: Some(churn::Churn { started: 3000, seconds: 60.0, cpu: 3.0, ..churn::Churn::default() }),
+            attribution: Some(attribution::Attribution::default()),
+            ..Results::default()
+        };
+        let text = page(&results, "ACME 9");
+        for row in [
+            "| attribution delay, p50 and p99 | 0.00 ms, 0.00 ms |\n",
+            "| memory per pod, 10 to 500 pods | 10.2 KiB |\n",
+            "| CPU at 50 pod starts per second | 5.0 % of a processor |\n",
+        ] {
+            let at = text.find(row).expect(row);
+            assert!(at < text.find(NATIVE).unwrap(), "{text}");
+        }
     }
 }

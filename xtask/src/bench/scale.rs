@@ -174,6 +174,22 @@ fn is_finding_about(line: &str, ours: impl Fn(&str) -> bool) -> bool {
     text("/event") == Some("finding") && text("/pod/uid").is_some_and(ours)
 }
 
+/// KiB resident for each pod: the slope of the straight line closest to nodes with one task a pod; `None` if there are
+/// not two of them.
+pub(super) fn memory_per_pod(points: &[Point]) -> Option<f64> {
+    let mut nodes: Vec<&Point> = points.iter().filter(|point| point.pods > 0 && point.outside == 0).collect();
+    // the first of a size has the fewest tasks
+    nodes.dedup_by_key(|point| point.pods);
+    let count = nodes.len() as f64;
+    let pods = nodes.iter().map(|point| point.pods as f64).sum::<f64>() / count;
+    let resident = nodes.iter().map(|point| point.resident).sum::<f64>() / count;
+    let of = |value: &dyn Fn(&Point) -> f64| {
+        nodes.iter().map(|point| (point.pods as f64 - pods) * value(point)).sum::<f64>()
+    };
+    let spread = of(&|point| point.pods as f64 - pods);
+    (nodes.len() > 1 && spread > 0.0).then(|| 1024.0 * of(&|point| point.resident - resident) / spread)
+}
+
 /// A row for each size.
 pub(super) fn table(points: &[Point]) -> String {
     let mut text = "| pods | tasks in them | further tasks | attached after | ready after | CPU time by then | resident | BPF maps | sweep | CPU time per sweep |\n\
@@ -193,6 +209,16 @@ pub(super) fn table(points: &[Point]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn memory_per_pod_is_a_slope() {
+        let point = |pods, inside, resident| Point { pods, inside, resident, ..Point::default() };
+        let points = [point(0, 0, 9.0), point(10, 10, 10.5), point(110, 110, 15.5), point(500, 500, 35.0)];
+        let further = [point(500, 5_000, 60.0), Point { outside: 20_000, ..point(0, 0, 9.0) }];
+        let found = memory_per_pod(&[&points[..], &further[..]].concat()).unwrap();
+        assert!((found - 51.2).abs() < 1e-6, "{found}");
+        assert_eq!(memory_per_pod(&points[..2]), None);
+    }
 
     #[test]
     fn only_findings_about_the_herd_count() {

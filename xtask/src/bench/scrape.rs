@@ -62,6 +62,18 @@ impl Scrape {
         self.0.lines().filter_map(sample).sum()
     }
 
+    /// The ends of a histogram's buckets, and how many samples are up to each, where `label` is in their labels.
+    pub(super) fn buckets(&self, name: &str, label: &str) -> Vec<(f64, f64)> {
+        let prefix = format!("{name}_bucket{{");
+        let row = |line: &str| {
+            let (labels, count) = line.strip_prefix(&prefix)?.rsplit_once(' ')?;
+            let end = labels.split("le=\"").nth(1)?.split('"').next()?;
+            let row = (end.parse().ok()?, count.parse().ok()?);
+            labels.contains(label).then_some(row)
+        };
+        self.0.lines().filter_map(row).collect()
+    }
+
     /// What was counted since `before`.
     pub(super) fn since(&self, before: &Self) -> Counts {
         let sent = |scrape: &Self| {
@@ -102,5 +114,13 @@ mod tests {
         let counts = scrape(7, 4).since(&scrape(2, 1));
         assert_eq!((counts.records, counts.held_back, counts.lost, counts.suppressed), (10.0, 3.0, 3.0, 0.0));
         assert_eq!(scrape(1, 1).sum("userns_pods", ""), 3.0);
+    }
+
+    #[test]
+    fn buckets_are_those_with_the_label() {
+        let text = "x_bucket{kind=\"a\",le=\"0.5\"} 1\nx_bucket{kind=\"b\",le=\"0.5\"} 7\n\
+                    x_bucket{kind=\"a\",le=\"+Inf\"} 2\nx_sum{kind=\"a\"} 9\nx_count{kind=\"a\"} 2\n";
+        let buckets = Scrape(text.to_owned()).buckets("x", "kind=\"a\"");
+        assert_eq!(buckets, [(0.5, 1.0), (f64::INFINITY, 2.0)]);
     }
 }

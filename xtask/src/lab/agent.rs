@@ -109,7 +109,9 @@ impl Agent {
             command.arg("--state-dir").arg(lab.file(&format!("state-{}", ids::lab_id()?)));
         }
         command.args(extra_args);
-        Self::spawn(command, lab.file("agent.log"), READY_TIMEOUT)
+        // agents side by side would write into each other's
+        let log = lab.file(&format!("agent-{}.log", ids::lab_id()?));
+        Self::spawn(command, log, READY_TIMEOUT)
     }
 
     fn spawn(mut command: Command, errors: PathBuf, timeout: Duration) -> Result<Self> {

@@ -47,9 +47,13 @@ pub const CONTAINERD: &str = "USERNS_CONTAINERD";
 
 /// The first suite whose containerd does user namespaces, for containerd 2 and runtimes that can.
 const SUITE: &str = "forky";
-const PACKAGES: [&str; 4] = ["busybox-static", "containerd", "crun", "runc"];
+/// What runs pods and, for those that are given the packages, what runs in them.
+const PACKAGES: [&str; 8] =
+    ["busybox-static", "conmon", "containerd", "crun", "podman", "runc", "systemd", "uidmap"];
 pub(super) const IMAGE: &str = "localhost/busybox:1";
 const LOG: &str = "containerd.log";
+/// `/applets` is what `init.sh` makes.
+const SEARCH_PATH: &str = "/usr/sbin:/usr/bin:/sbin:/bin:/applets";
 /// Emulated processors take a minute.
 const START_TIMEOUT: Duration = Duration::from_secs(120);
 const END_TIMEOUT: Duration = Duration::from_secs(10);
@@ -127,7 +131,8 @@ impl Containerd {
     /// Unpacks containerd, the runtimes and all that they link against into the directory `tree`.
     pub(crate) fn fetch(cache: &Path, tree: &Path) -> Result<()> {
         let packages = DebianMirror::new(cache)?.closure(SUITE, &PACKAGES)?;
-        let names: Vec<&str> = packages.iter().map(String::as_str).collect();
+        let names: Vec<&str> =
+            packages.iter().map(String::as_str).filter(|package| is_needed(package)).collect();
         debian::package_tree(cache, SUITE, &names, tree)
     }
 
@@ -195,10 +200,19 @@ impl Containerd {
         let inside = "/tmp/import.tar";
         let copy = self.on_host(inside);
         fs::copy(archive, &copy).with_context(|| format!("cannot copy {}", archive.display()))?;
-        let mut ctr = self.daemon.mounts()?.command("/usr/bin/ctr");
-        process::stdout(ctr.args(["--namespace", "k8s.io", "images", "import", inside]))?;
+        let arguments = ["--namespace", "k8s.io", "images", "import", inside];
+        process::stdout(self.command("ctr").args(arguments))?;
         fs::remove_file(&copy).with_context(|| format!("cannot remove {}", copy.display()))?;
         self.daemon.wait_for_image(name)
+    }
+
+    /// `program` in containerd's namespaces, with the host's user and cgroup namespaces: a process of the node.
+    #[must_use]
+    pub fn command(&self, program: &str) -> Command {
+        let mut command = Command::new("nsenter");
+        command.env_clear().env("PATH", SEARCH_PATH).env("HOME", "/root").env("LC_ALL", "C");
+        command.args(["-t", &self.pid().to_string(), "-m", "-u", "-i", "-n", "-p", "--", program]);
+        command
     }
 
     /// Host PID of process 1 of its namespaces.
@@ -304,6 +318,11 @@ fn spawn(lab: &Lab, output: File) -> Result<Child> {
         command.stdin(Stdio::piped()).stdout(output).stderr(errors);
         command.spawn().context("cannot start process 1 of containerd's namespaces")
     })
+}
+
+/// Of all that is depended on, what is linked against: without, podman makes no networks and checks no signatures.
+fn is_needed(package: &str) -> bool {
+    PACKAGES.contains(&package) || package.starts_with("lib") || package == "zlib1g"
 }
 
 fn make_root(lab: &Lab, root: &Path) -> Result<()> {

@@ -46,6 +46,8 @@ pub struct CriContainerSpec {
     pub group: Option<i64>,
     /// Volumes below `/run/volumes` by their names, and where they are mounted, with the pod's ids.
     pub volumes: Vec<(String, String)>,
+    /// Whether it has the node's packages at `/usr`, read-only, as files of the pod's root.
+    pub packages: bool,
     /// Directories of the node.
     pub mounts: Vec<CriMount>,
     /// Which container's PID namespace it joins, as an ephemeral container does.

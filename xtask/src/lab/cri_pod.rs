@@ -197,14 +197,13 @@ impl CriPod {
         };
         let attempt = self.attempt(&spec.name);
         let log_path = if spec.logged { format!("{}/{attempt}.log", spec.name) } else { String::new() };
-        let volumes = spec.volumes.iter().map(|(volume, path)| self.mount(volume, path));
         ContainerConfig {
             metadata: Some(ContainerMetadata { name: spec.name.clone(), attempt }),
             image: Some(ImageSpec { image: spec.image.clone().unwrap_or_else(|| IMAGE.to_owned()) }),
             command: spec.command.clone(),
             args: spec.args.clone(),
             envs: spec.env.iter().cloned().map(Into::into).collect(),
-            mounts: volumes.chain(spec.mounts.iter().map(Into::into)).collect(),
+            mounts: self.mounts(spec),
             labels,
             log_path,
             linux: Some(LinuxContainerConfig {
@@ -222,10 +221,18 @@ impl CriPod {
         own.into_iter().chain(state.spec.labels.iter().cloned()).collect()
     }
 
-    fn mount(&self, volume: &str, path: &str) -> Mount {
+    fn mounts(&self, spec: &CriContainerSpec) -> Vec<Mount> {
+        let place = |volume: &str| format!("/run/volumes/{}/{volume}", self.pod.uid());
+        let volumes = spec.volumes.iter().map(|(volume, path)| self.mount(place(volume), path));
+        let packages =
+            spec.packages.then(|| Mount { readonly: true, ..self.mount("/usr".to_owned(), "/usr") });
+        volumes.chain(packages).chain(spec.mounts.iter().map(Into::into)).collect()
+    }
+
+    fn mount(&self, host_path: String, path: &str) -> Mount {
         Mount {
             container_path: path.to_owned(),
-            host_path: format!("/run/volumes/{}/{volume}", self.pod.uid()),
+            host_path,
             uid_mappings: self.mapping(),
             gid_mappings: self.mapping(),
             ..Mount::default()

@@ -4,14 +4,18 @@ mod broken;
 mod deploy;
 mod honest;
 mod leftovers;
+mod nested;
+mod podman;
+mod systemd;
 
 use std::{
-    path::PathBuf,
+    fs,
+    path::{Path, PathBuf},
     thread,
     time::{Duration, Instant},
 };
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use xtask::lab::{
     Agent, Containerd, CriContainer, CriContainerSpec, CriPod, CriPodSpec, Handler, IdRange, PodSpec,
 };
@@ -98,6 +102,38 @@ fn shell(container: &CriContainer, script: &str) -> Result<String> {
     let output = container.exec(&["sh", "-c", script])?;
     ensure!(output.code == 0, "`{script}` failed: {output:?}");
     Ok(output.stdout)
+}
+
+/// Holds that an agent that looks finds all processes of the pod, in however deep a cgroup, and that at least
+/// `nested` user namespaces below the pod's are in use.
+fn attributed(cluster: &Cluster, pod: &CriPod, nested: u64) -> Result<()> {
+    let started = Instant::now();
+    loop {
+        let pods = honest::look(cluster)?;
+        let told = pods.iter().find(|told| told["uid"] == pod.pod().uid()).context("the pod is not known")?;
+        let count = processes(pod.pod().cgroup_dir())?;
+        let enough = told["nested_user_namespaces"].as_u64().is_some_and(|found| found >= nested);
+        if told["processes"] == count && enough && told["verdict"] == "honoured" {
+            return Ok(());
+        }
+        // processes come and go between two looks
+        let limit = Duration::from_secs(5) * slowdown();
+        ensure!(started.elapsed() < limit, "with {count} processes, the pod is told as {told:#}");
+        thread::sleep(Duration::from_millis(100));
+    }
+}
+
+/// How many processes there are in a cgroup and below.
+fn processes(cgroup: &Path) -> Result<usize> {
+    let own = fs::read_to_string(cgroup.join("cgroup.procs"));
+    let mut count = own.with_context(|| format!("no cgroup {}", cgroup.display()))?.lines().count();
+    for entry in fs::read_dir(cgroup)? {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() {
+            count += processes(&entry.path())?;
+        }
+    }
+    Ok(count)
 }
 
 /// Holds that the agent lost nothing, and told of nothing.

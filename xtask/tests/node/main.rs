@@ -13,6 +13,7 @@ mod day;
 mod flood;
 mod foreign;
 mod leftovers;
+mod outage;
 mod restart;
 mod rounds;
 mod setting;

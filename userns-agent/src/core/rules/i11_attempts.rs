@@ -21,9 +21,11 @@ pub(super) const RULE: Rule = Rule {
     evidence: "Denied `cap_capable` over the host's user namespace for capabilities that ordinary software does not ask \
                for, and setns, unshare, mount_setattr and open_tree_attr that were refused. Counted in the kernel: one \
                record tells of the first, the rest are counts.",
-    exceptions: "Left out as everyday software: CAP_SYS_ADMIN at memory accounting, CAP_SYS_PTRACE while listing processes \
-                 (ps, lsof), CAP_SYS_NICE, CAP_SYS_RESOURCE, CAP_NET_ADMIN, CAP_KILL, CAP_MKNOD and others that are asked \
-                 for and done without. Sandboxes (bubblewrap, browsers) that try unshare and cope with its refusal do show.",
+    exceptions: "Left out as everyday software: CAP_SYS_ADMIN at memory accounting, at filters for system calls and at \
+                 extended attributes (systemd, browsers, ls), CAP_SYS_PTRACE while listing processes (ps, lsof), CAP_BPF \
+                 (systemd and container managers), setns to the time namespace (crun), CAP_SYS_NICE, CAP_SYS_RESOURCE, \
+                 CAP_NET_ADMIN, CAP_KILL, CAP_MKNOD and others that are asked for and done without. Sandboxes (bubblewrap, \
+                 browsers) that try unshare and cope with its refusal do show.",
     respond: "Look at which program asked, and for what. No hurry while nothing else is found; a reason to look closer \
               when the program is a shell or was written to a temporary directory.",
 };
@@ -70,7 +72,8 @@ fn what(call: &Call, detection: &mut Detection) -> String {
 
 pub(super) fn on_aggregate(key: &AggregateKey, value: &AggregateValue) -> Vec<Detection> {
     let Ok(operation) = Operation::try_from(u32::from(key.operation)) else { return Vec::new() };
-    if key.verdict != verdict::DENIED || key.workload == 0 || u32::from(key.state) != state::INSIDE {
+    let attempt = key.verdict == verdict::DENIED && key.workload == 1 && key.everyday == 0;
+    if !attempt || u32::from(key.state) != state::INSIDE {
         return Vec::new();
     }
     let mut detection = Detection {

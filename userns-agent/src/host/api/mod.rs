@@ -275,7 +275,10 @@ impl ApiWatcher {
             };
             line = next;
         }
-        self.outage.records(self.pods.len());
+        match self.stream.as_ref().and_then(|stream| stream.initial.as_ref()) {
+            Some(initial) => self.outage.reading(initial.len()),
+            None => self.outage.records(self.pods.len()),
+        }
         Ok(facts)
     }
 
@@ -379,7 +382,8 @@ impl ApiWatcher {
         if matches!(code, Some(400 | 410 | 504)) {
             self.version = None;
         }
-        if code == Some(410) {
+        // one that is not kept any more is nothing unusual; that none is, is
+        if code == Some(410) && !untold {
             self.outage.error();
         } else {
             self.outage.failed(&format!("{end}{}", end.advice()));

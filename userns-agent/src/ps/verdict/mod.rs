@@ -4,6 +4,7 @@
 mod tests;
 
 use super::known::{Known, KnownContainer, KnownFinding};
+use crate::core::Unobservable;
 use crate::core::range::{self, Problem, show_all};
 use crate::event::{Extent, KubeletRecord, PodSpec, PodUid, Text};
 use crate::host::proc::to_id_map;
@@ -147,8 +148,6 @@ pub struct Pod {
     pub known: Option<Known>,
 }
 
-/// Runtime handlers that run pods on a kernel of their own.
-const VIRTUAL: [&str; 4] = ["kata", "gvisor", "runsc", "firecracker"];
 /// Rules whose findings mean that a process is out.
 const ESCAPES: [&str; 4] = ["I1", "I4", "I6", "I13"];
 
@@ -171,8 +170,14 @@ impl Pod {
     /// Runtime class, or the runtime's handler.
     #[must_use]
     pub fn runtime_class(&self) -> Option<&str> {
+        self.runtime_classes().next()
+    }
+
+    /// What is declared, and what the agent knows, which may be another name for it.
+    fn runtime_classes(&self) -> impl Iterator<Item = &str> {
         let declared = self.spec.as_ref().and_then(|spec| spec.runtime_class.as_deref());
-        declared.or_else(|| self.known.as_ref()?.runtime_class.as_deref())
+        let known = self.known.as_ref().and_then(|known| known.runtime_class.as_deref());
+        declared.into_iter().chain(known)
     }
 
     /// What the agent knows of the container with this id.
@@ -196,11 +201,16 @@ impl Pod {
 }
 
 /// Judges a container of `pod`. `host` is the number of the host's user namespace; `others` are the user namespaces
-/// of other pods.
+/// of other pods; of `unobservable` ones nothing can be said.
 #[must_use]
-pub fn judge(pod: &Pod, look: &Look, host: u32, others: &[(&Pod, &Namespace)]) -> Judgement {
-    let class = pod.runtime_class().filter(|class| VIRTUAL.iter().any(|name| class.contains(name)));
-    if let Some(class) = class {
+pub fn judge(
+    pod: &Pod,
+    look: &Look,
+    host: u32,
+    unobservable: &Unobservable,
+    others: &[(&Pod, &Namespace)],
+) -> Judgement {
+    if let Some(class) = pod.runtime_classes().find(|class| unobservable.has(class)) {
         let reason = format!("its runtime class {class} runs it on a kernel of its own");
         return Judgement { verdict: Verdict::NotObservable, reason };
     }

@@ -41,9 +41,13 @@ fn host() -> Look {
     })
 }
 
+fn unobservable() -> Unobservable {
+    Unobservable::new(vec!["kata*".into(), "wasm".into()])
+}
+
 #[track_caller]
 fn check(pod: &Pod, look: &Look, verdict: Verdict, says: &str) {
-    let judgement = judge(pod, look, HOST, &[]);
+    let judgement = judge(pod, look, HOST, &unobservable(), &[]);
     assert_eq!(judgement.verdict, verdict, "{judgement:?}");
     assert!(judgement.reason.contains(says), "{judgement:?}");
     assert!(!judgement.reason.ends_with('.') && !judgement.reason.contains('\n'), "{judgement:?}");
@@ -111,14 +115,14 @@ fn long_maps_are_searched_to_the_end() {
 fn pods_that_share_ids_are_named() {
     let (mine, theirs) = (pod(None, Recorded::Nothing), pod(Some(None), Recorded::Nothing));
     let mut other = namespace(196_607);
-    let found = judge(&mine, &sample(namespace(131_072)), HOST, &[(&theirs, &other)]);
+    let found = judge(&mine, &sample(namespace(131_072)), HOST, &unobservable(), &[(&theirs, &other)]);
     assert_eq!(found.verdict, Verdict::UnsafeRange);
     assert_eq!(found.reason, "its pod shares the host ids 196607 to 196607 with pod shop/web");
     other.uid_map = map(262_144);
-    let found = judge(&mine, &sample(namespace(131_072)), HOST, &[(&theirs, &other)]);
+    let found = judge(&mine, &sample(namespace(131_072)), HOST, &unobservable(), &[(&theirs, &other)]);
     assert_eq!(found.verdict, Verdict::UnsafeRange, "groups count too");
     other.gid_map = map(262_144);
-    let found = judge(&mine, &sample(namespace(131_072)), HOST, &[(&theirs, &other)]);
+    let found = judge(&mine, &sample(namespace(131_072)), HOST, &unobservable(), &[(&theirs, &other)]);
     assert_eq!(found.verdict, Verdict::Honoured);
 }
 
@@ -145,10 +149,21 @@ fn the_worst_verdict_is_the_greatest() {
 }
 
 #[test]
-fn pods_on_a_kernel_of_their_own_are_not_judged() {
+fn pods_of_unobservable_runtime_classes_are_not_judged() {
     let mut pod = pod(Some(Some(false)), Recorded::Nothing);
-    pod.spec.as_mut().unwrap().runtime_class = Some("kata-qemu".into());
-    check(&pod, &host(), Verdict::NotObservable, "kata-qemu");
+    for (class, verdict) in [
+        ("kata-qemu", Verdict::NotObservable),
+        ("wasm", Verdict::NotObservable),
+        ("my-kata", Verdict::Ignored),
+        ("wasmtime", Verdict::Ignored),
+        ("gvisor", Verdict::Ignored),
+    ] {
+        pod.spec.as_mut().unwrap().runtime_class = Some(class.into());
+        check(&pod, &host(), verdict, if verdict == Verdict::NotObservable { class } else { "" });
+    }
+    // the class may have any name, where its handler is one of these
+    pod.known = Some(Known { runtime_class: Some("kata".into()), ..Known::default() });
+    check(&pod, &host(), Verdict::NotObservable, "its runtime class kata runs it");
 }
 
 #[test]

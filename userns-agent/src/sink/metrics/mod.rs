@@ -21,7 +21,7 @@ use super::{SinkKind, process};
 use crate::core::Promise;
 use crate::core::finding::Severity;
 use crate::core::rules::{self, RuleId};
-use crate::event::{Counter, Reference, Relation};
+use crate::event::{ContainerKind, Counter, Reference, Relation};
 
 const SEVERITIES: [Severity; 5] =
     [Severity::Info, Severity::Low, Severity::Medium, Severity::High, Severity::Critical];
@@ -114,6 +114,9 @@ impl Metrics {
         for reason in ["limit", "timeout", "malformed", "peer"] {
             self.families.http_rejected.with_label_values(&[reason]);
         }
+        for kind in ContainerKind::ALL {
+            self.families.attribution.with_label_values(&[kind.name()]);
+        }
         self.findings_suppressed("repeated", 0);
         self.proc_sweep(0, 0, 0);
         for operation in ["read", "write", "full"] {
@@ -158,6 +161,11 @@ impl Metrics {
             Promise::Unknown => "unknown",
         };
         set(&self.families.pods.with_label_values(&[promise]), count);
+    }
+
+    /// A container is known by name, so long after it was made.
+    pub fn attributed(&self, kind: ContainerKind, took: Duration) {
+        self.families.attribution.with_label_values(&[kind.name()]).observe(took.as_secs_f64());
     }
 
     /// Live containers known.

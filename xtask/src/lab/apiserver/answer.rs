@@ -59,7 +59,7 @@ pub(super) fn answer(stream: &mut Stream, shared: &Shared) -> Result<()> {
     if watches {
         watch(stream, shared, &request)
     } else if trouble == Trouble::Hangs {
-        hang(shared)
+        wait_out(shared, trouble)
     } else {
         list(stream, shared, &request)
     }
@@ -134,6 +134,9 @@ fn refusal(state: &State, request: &Request) -> Option<(u16, Value)> {
              group \"\" at the cluster scope",
         );
     }
+    if state.trouble == Trouble::Expired && request.get("watch").is_none() {
+        return status(410, "Expired", "The provided continue parameter is too old");
+    }
     if initial && !state.initial_events {
         return status(
             422,
@@ -179,8 +182,9 @@ fn end(stream: &mut Stream) -> Result<()> {
     Ok(stream.flush()?)
 }
 
-fn hang(shared: &Shared) -> Result<()> {
-    while lock(&shared.state).trouble == Trouble::Hangs && !shared.stop.load(Ordering::Acquire) {
+/// Says nothing as long as this goes wrong.
+pub(super) fn wait_out(shared: &Shared, trouble: Trouble) -> Result<()> {
+    while lock(&shared.state).trouble == trouble && !shared.stop.load(Ordering::Acquire) {
         thread::sleep(LOOK);
     }
     bail!("ended without an answer");
@@ -188,7 +192,7 @@ fn hang(shared: &Shared) -> Result<()> {
 
 /// A list, or a page of one: `continue` is the number of pods before.
 fn list(stream: &mut Stream, shared: &Shared, request: &Request) -> Result<()> {
-    let (body, slow) = {
+    let body = {
         let state = lock(&shared.state);
         let node = request.node();
         let limit = request.get("limit").map_or(Ok(usize::MAX), str::parse)?;
@@ -199,16 +203,26 @@ fn list(stream: &mut Stream, shared: &Shared, request: &Request) -> Result<()> {
         let next = if told < total { told.to_string() } else { String::new() };
         let metadata = json!({"resourceVersion": state.version.to_string(), "continue": next});
         let body = json!({"kind": "PodList", "apiVersion": "v1", "metadata": metadata, "items": items});
-        (body.to_string(), state.trouble == Trouble::Slow)
+        body.to_string()
     };
     begin(stream)?;
-    for piece in body.as_bytes().chunks(if slow { PIECE } else { 256 << 10 }) {
-        if slow {
-            thread::sleep(LOOK);
-        }
+    let mut left = body.as_bytes();
+    while !left.is_empty() {
+        let most = if linger(shared) { PIECE } else { 256 << 10 };
+        let (piece, rest) = left.split_at(left.len().min(most));
         chunk(stream, piece)?;
+        left = rest;
     }
     end(stream)
+}
+
+/// Waits a moment if the server is slow, which is what it returns.
+fn linger(shared: &Shared) -> bool {
+    let slow = lock(&shared.state).trouble == Trouble::Slow;
+    if slow {
+        thread::sleep(LOOK);
+    }
+    slow
 }
 
 /// Where a watch is.
@@ -224,26 +238,24 @@ fn watch(stream: &mut Stream, shared: &Shared, request: &Request) -> Result<()> 
     let began = Instant::now();
     let node = request.node();
     let lasts: u64 = request.get("timeoutSeconds").map_or(Ok(1800), str::parse)?;
-    let (initial, mut position, cuts, slow) = {
+    let (initial, mut position, cuts) = {
         let state = lock(&shared.state);
-        let initial = request.get("sendInitialEvents") == Some("true");
+        let initial = request.get("sendInitialEvents") == Some("true") && state.trouble != Trouble::Expired;
         let version = match request.get("resourceVersion") {
             Some(version) if !initial => version.parse()?,
             _ => state.version,
         };
         let initial = initial.then(|| (state.objects(node.as_deref()), bookmark(state.version, true)));
         let position = Position { version, index: 0, restores: state.restores, oldest: state.oldest };
-        (initial, position, state.cuts, state.trouble == Trouble::Slow)
+        (initial, position, state.cuts)
     };
     begin(stream)?;
     if lock(&shared.state).trouble == Trouble::Hangs {
-        return hang(shared);
+        return wait_out(shared, Trouble::Hangs);
     }
     if let Some((objects, end)) = initial {
         for object in objects {
-            if slow {
-                thread::sleep(LOOK);
-            }
+            linger(shared);
             chunk(stream, event("ADDED", &object).as_bytes())?;
         }
         chunk(stream, end.as_bytes())?;
@@ -317,7 +329,8 @@ fn next(shared: &Shared, position: &mut Position, node: Option<&str>, cuts: u32)
         thread::sleep(LOOK);
         return Next::Silence;
     }
-    if position.version < state.oldest || position.oldest != state.oldest {
+    let forgets = state.trouble == Trouble::Expired;
+    if forgets || position.version < state.oldest || position.oldest != state.oldest {
         return Next::Expired;
     }
     let events = state.events.get(position.index..).unwrap_or_default();

@@ -39,6 +39,10 @@ pub enum Trouble {
     Down,
     /// Requests are taken, watches begun, and nothing more is said.
     Hangs,
+    /// Connections are taken, and nothing is said, not even TLS's first word.
+    Silent,
+    /// No version is kept: watches end at once with 410 within a success, lists are answered so.
+    Expired,
     /// Lists come slowly, a piece at a time.
     Slow,
     /// The version asked for is ahead of the server's: 504 with `retryAfterSeconds`.
@@ -51,6 +55,7 @@ pub struct ApiServer {
     shared: Arc<Shared>,
     service_account: PathBuf,
     address: SocketAddr,
+    /// `None`: killed.
     accepting: Option<JoinHandle<()>>,
 }
 
@@ -66,10 +71,8 @@ impl ApiServer {
         let listener = TcpListener::bind("127.0.0.1:0").context("cannot listen")?;
         let address = listener.local_addr()?;
         let shared = Arc::new(Shared::new(authority.server(&["127.0.0.1", NODE])?));
-        let serving = Arc::clone(&shared);
-        let accepting = thread::spawn(move || accept(&listener, &serving));
-        let server =
-            Self { shared, service_account: service_account.to_owned(), address, accepting: Some(accepting) };
+        let accepting = Some(accepting(listener, &shared));
+        let server = Self { shared, service_account: service_account.to_owned(), address, accepting };
         server.write_ca(&authority)?;
         server.rotate_token()?;
         Ok(server)
@@ -79,6 +82,30 @@ impl ApiServer {
     #[must_use]
     pub fn address(&self) -> SocketAddr {
         self.address
+    }
+
+    /// Ends all connections, and refuses others until [`Self::revive`], as a process that is gone.
+    pub fn kill(&mut self) {
+        let Some(accepting) = self.accepting.take() else { return };
+        self.shared.stop.store(true, Ordering::Release);
+        self.shared.changed.notify_all();
+        // accept() has no timeout
+        let _ = TcpStream::connect(self.address);
+        let _ = accepting.join();
+    }
+
+    /// Listens where it did before [`Self::kill`], with what it had.
+    ///
+    /// # Errors
+    ///
+    /// When the port is taken by now.
+    pub fn revive(&mut self) -> Result<()> {
+        if self.accepting.is_none() {
+            let listener = TcpListener::bind(self.address).context("cannot listen again")?;
+            self.shared.stop.store(false, Ordering::Release);
+            self.accepting = Some(accepting(listener, &self.shared));
+        }
+        Ok(())
     }
 
     /// Adds a pod, or changes the one with its UID.
@@ -190,13 +217,7 @@ impl ApiServer {
 
 impl Drop for ApiServer {
     fn drop(&mut self) {
-        self.shared.stop.store(true, Ordering::Release);
-        self.shared.changed.notify_all();
-        // accept() has no timeout
-        let _ = TcpStream::connect(self.address);
-        if let Some(accepting) = self.accepting.take() {
-            let _ = accepting.join();
-        }
+        self.kill();
     }
 }
 
@@ -236,6 +257,12 @@ pub fn pod(number: u32) -> Value {
     })
 }
 
+/// Takes connections until the server is stopped; the port is free then.
+fn accepting(listener: TcpListener, shared: &Arc<Shared>) -> JoinHandle<()> {
+    let shared = Arc::clone(shared);
+    thread::spawn(move || accept(&listener, &shared))
+}
+
 fn accept(listener: &TcpListener, shared: &Arc<Shared>) {
     for stream in listener.incoming() {
         if shared.stop.load(Ordering::Acquire) {
@@ -255,6 +282,9 @@ fn serve(stream: TcpStream, shared: &Shared) -> Result<()> {
     };
     if trouble == Trouble::Down {
         return Ok(());
+    }
+    if trouble == Trouble::Silent {
+        return answer::wait_out(shared, trouble);
     }
     stream.set_read_timeout(Some(Duration::from_secs(10)))?;
     stream.set_write_timeout(Some(Duration::from_secs(10)))?;

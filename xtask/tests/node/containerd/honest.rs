@@ -107,7 +107,7 @@ fn side_by_side(cluster: &Cluster, agent: &Agent) -> Result<()> {
 }
 
 /// What the agent knows and sees of each pod at one look.
-fn look(cluster: &Cluster) -> Result<Vec<Value>> {
+pub(super) fn look(cluster: &Cluster) -> Result<Vec<Value>> {
     let lab = &cluster.node.lab;
     let output = Command::new(&cluster.node.bin)
         .args(["ps", "--output", "json", "--kubelet-root"])
@@ -222,15 +222,21 @@ fn ephemeral(pod: &CriPod, app: &CriContainer) -> Result<()> {
     debugger.stop()
 }
 
+/// Gives a container's cgroup to the pod's root, as runtimes do for one that may write to it.
+pub(super) fn delegate(pod: &CriPod, container: &CriContainer) -> Result<()> {
+    let root = pod.spec().range.map(|range| range.first);
+    for file in ["", "cgroup.procs", "cgroup.subtree_control"] {
+        let path = container.cgroup_dir().join(file);
+        chown(&path, root, root).with_context(|| format!("cannot delegate {}", path.display()))?;
+    }
+    Ok(())
+}
+
 /// A workload with a cgroup of its own, as container managers in containers are given it.
 fn nested_cgroups(pod: &CriPod) -> Result<()> {
     let capabilities = vec!["SYS_ADMIN".to_owned()];
     let manager = pod.start(&CriContainerSpec { capabilities, ..container("manager", &[]) })?;
-    let root = pod.spec().range.map(|range| range.first);
-    for file in ["", "cgroup.procs", "cgroup.subtree_control"] {
-        let path = manager.cgroup_dir().join(file);
-        chown(&path, root, root).with_context(|| format!("cannot delegate {}", path.display()))?;
-    }
+    delegate(pod, &manager)?;
     let script = "mkdir /cgroup && mount -t cgroup2 none /cgroup && mkdir -p /cgroup/a/b && \
                   echo $$ >/cgroup/a/b/cgroup.procs && (true; sed -n s/^0:://p /proc/self/cgroup)";
     let own = shell(&manager, script)?;
