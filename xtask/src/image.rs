@@ -89,8 +89,9 @@ fn assemble(agent: &Path, root: &Path) -> Result<PathBuf> {
         // nothing but what is in it, so that a library that is missing is noticed now
         let mut version = Command::new("chroot");
         version.arg(root).arg(format!("/{PROGRAM}")).arg("version");
-        let said = process::stdout(&mut version)
-            .context("the agent does not run with this root file system alone")?;
+        let said = process::stdout(&mut version).context(
+            "the agent does not run with this root file system alone: one that `cargo xtask build` made does",
+        )?;
         println!("    {}", said.lines().next().unwrap_or_default());
     }
     Ok(root.to_owned())
@@ -98,7 +99,7 @@ fn assemble(agent: &Path, root: &Path) -> Result<PathBuf> {
 
 /// Writes the image of `root` to `out`.
 fn write(root: &Path, out: impl Write) -> Result<()> {
-    let layer = layer(root)?;
+    let layer = Blob::new("layer.v1.tar", layer(root)?);
     let arch = match std::env::consts::ARCH {
         "x86_64" => "amd64",
         "aarch64" => "arm64",
@@ -120,28 +121,18 @@ fn write(root: &Path, out: impl Write) -> Result<()> {
             "Cmd": ["run"],
             "Labels": labels,
         },
-        "rootfs": {"type": "layers", "diff_ids": [digest(&layer)]},
+        "rootfs": {"type": "layers", "diff_ids": [layer.digest]},
         "history": [{"created_by": "cargo xtask image"}],
     });
-    let mut blobs = Vec::new();
-    let mut blob = |kind: &str, bytes: Vec<u8>| {
-        let descriptor = json!({
-            "mediaType": format!("application/vnd.oci.image.{kind}"),
-            "digest": digest(&bytes),
-            "size": bytes.len(),
-        });
-        blobs.push(bytes);
-        descriptor
-    };
-    let layer = blob("layer.v1.tar", layer);
-    let config = blob("config.v1+json", config.to_string().into_bytes());
+    let config = Blob::new("config.v1+json", config.to_string().into_bytes());
     let manifest = json!({
         "schemaVersion": 2,
         "mediaType": "application/vnd.oci.image.manifest.v1+json",
-        "config": config,
-        "layers": [layer],
+        "config": config.descriptor(),
+        "layers": [layer.descriptor()],
     });
-    let mut manifest = blob("manifest.v1+json", manifest.to_string().into_bytes());
+    let blob = Blob::new("manifest.v1+json", manifest.to_string().into_bytes());
+    let mut manifest = blob.descriptor();
     manifest["platform"] = json!({"architecture": arch, "os": "linux"});
     manifest["annotations"] = json!({
         "io.containerd.image.name": NAME,
@@ -152,16 +143,37 @@ fn write(root: &Path, out: impl Write) -> Result<()> {
         "mediaType": "application/vnd.oci.image.index.v1+json",
         "manifests": [manifest],
     });
-    layout(blobs, &index, out).context("cannot write the archive")
+    layout(&[layer, config, blob], &index, out).context("cannot write the archive")
 }
 
-fn layout(blobs: Vec<Vec<u8>>, index: &Value, out: impl Write) -> io::Result<()> {
+/// A part of the image, known by its digest, which takes a while to compute.
+struct Blob {
+    kind: &'static str,
+    digest: String,
+    bytes: Vec<u8>,
+}
+
+impl Blob {
+    fn new(kind: &'static str, bytes: Vec<u8>) -> Self {
+        Self { kind, digest: digest(&bytes), bytes }
+    }
+
+    fn descriptor(&self) -> Value {
+        json!({
+            "mediaType": format!("application/vnd.oci.image.{}", self.kind),
+            "digest": self.digest,
+            "size": self.bytes.len(),
+        })
+    }
+}
+
+fn layout(blobs: &[Blob], index: &Value, out: impl Write) -> io::Result<()> {
     let mut tar = Builder::new(out);
     file(&mut tar, "oci-layout", 0o644, br#"{"imageLayoutVersion":"1.0.0"}"#)?;
     file(&mut tar, "index.json", 0o644, index.to_string().as_bytes())?;
-    for bytes in blobs {
-        let name = digest(&bytes).replace(':', "/");
-        file(&mut tar, &format!("blobs/{name}"), 0o644, &bytes)?;
+    for blob in blobs {
+        let name = blob.digest.replace(':', "/");
+        file(&mut tar, &format!("blobs/{name}"), 0o644, &blob.bytes)?;
     }
     tar.into_inner()?.flush()
 }

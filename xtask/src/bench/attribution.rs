@@ -59,7 +59,7 @@ pub(super) fn measure(place: &Path, cache: &Path, agent: &Path) -> Result<Attrib
         let pod =
             lab.pod(PodSpec { name, record: Some(range), host_users: Some(false), ..PodSpec::default() })?;
         let handler = Handler::Oci(RuntimeName::Runc);
-        let pod = containerd.run(&pod, CriPodSpec { handler, range: Some(range), host_network: false })?;
+        let pod = containerd.run(&pod, CriPodSpec::new(handler, Some(range)))?;
         let mut containers = Vec::new();
         for container in 0..CONTAINERS {
             let name = format!("main-{container}");

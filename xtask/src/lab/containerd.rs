@@ -33,10 +33,14 @@ use super::{
             Empty, ImageSpec, ImageStatusRequest, ImageStatusResponse, StatusResponse, VersionResponse,
         },
     },
-    namespace, rootfs,
+    namespace::{self, MountNamespace},
+    rootfs,
     runtimes::Runtimes,
 };
-use crate::debian::{self, DebianMirror};
+use crate::{
+    debian::{self, DebianMirror},
+    process,
+};
 
 /// Names a directory with the tree of packages, for machines that cannot fetch them.
 pub const CONTAINERD: &str = "USERNS_CONTAINERD";
@@ -184,7 +188,22 @@ impl Containerd {
     /// Where the host finds what is at `path` in containerd's own root.
     #[must_use]
     pub fn on_host(&self, path: &str) -> PathBuf {
-        PathBuf::from(format!("/proc/{}/root", self.pid())).join(path)
+        self.daemon.on_host(path)
+    }
+
+    /// Imports the OCI image called `name` out of `archive`, as one does on a node without a registry.
+    ///
+    /// # Errors
+    ///
+    /// When `ctr` fails, or the CRI does not come to know the image.
+    pub fn import(&self, archive: &Path, name: &str) -> Result<()> {
+        let inside = "/tmp/import.tar";
+        let copy = self.on_host(inside);
+        fs::copy(archive, &copy).with_context(|| format!("cannot copy {}", archive.display()))?;
+        let arguments = ["--namespace", "k8s.io", "images", "import", inside];
+        process::stdout(self.command("ctr").args(arguments))?;
+        fs::remove_file(&copy).with_context(|| format!("cannot remove {}", copy.display()))?;
+        self.daemon.wait_for_image(name)
     }
 
     /// `program` in containerd's namespaces, with the host's user and cgroup namespaces: a process of the node.
@@ -228,15 +247,30 @@ impl Daemon {
         while !root.join("run/ready").exists() {
             wait("it has no image")?;
         }
-        // the CRI learns of an image a moment after it has been imported
-        let image = || ImageStatusRequest { image: Some(ImageSpec { image: IMAGE.to_owned() }) };
-        loop {
-            let answer: ImageStatusResponse = self.cri.call("ImageService/ImageStatus", image())?;
-            if answer.image.is_some() {
-                return Ok(());
+        self.wait_for_image(IMAGE)
+    }
+
+    /// Waits until the CRI knows an image, which it does a moment after the image has been imported.
+    fn wait_for_image(&self, name: &str) -> Result<()> {
+        let start = Instant::now();
+        let image = || ImageStatusRequest { image: Some(ImageSpec { image: name.to_owned() }) };
+        while self.call::<_, ImageStatusResponse>("ImageService/ImageStatus", image())?.image.is_none() {
+            if start.elapsed() > START_TIMEOUT {
+                bail!("containerd's CRI has no image {name} after {} s", START_TIMEOUT.as_secs());
             }
-            wait("its CRI has no image")?;
+            thread::sleep(Duration::from_millis(5));
         }
+        Ok(())
+    }
+
+    /// Where the host finds what is at `path` in containerd's own root.
+    pub(super) fn on_host(&self, path: &str) -> PathBuf {
+        PathBuf::from(format!("/proc/{}/root", self.init.0.id())).join(path.trim_start_matches('/'))
+    }
+
+    /// The mounts of the node that containerd thinks it is on.
+    pub(super) fn mounts(&self) -> Result<MountNamespace> {
+        MountNamespace::of(self.init.0.id())
     }
 
     fn explain(&self, error: anyhow::Error) -> anyhow::Error {

@@ -2,29 +2,28 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
-    path::PathBuf,
+    fs,
     sync::{Arc, Mutex, PoisonError},
 };
 
 use anyhow::{Context as _, Result};
 
 use super::{
-    cgroup,
+    Response,
     containerd::{Containerd, Daemon, IMAGE},
     cri::messages::{
-        Capability, ContainerConfig, ContainerMetadata, ContainerState, ContainerStatusResponse,
-        CreateContainerRequest, Empty, ExecSyncRequest, ExecSyncResponse, Id, IdMapping, ImageSpec,
-        LinuxContainerConfig, LinuxContainerResources, LinuxContainerSecurityContext, LinuxPodSandboxConfig,
+        Capability, ContainerConfig, ContainerMetadata, CreateContainerRequest, Empty, Id, IdMapping,
+        ImageSpec, LinuxContainerConfig, LinuxContainerSecurityContext, LinuxPodSandboxConfig,
         LinuxSandboxSecurityContext, Mount, NamespaceMode, NamespaceOption, PodSandboxConfig,
-        PodSandboxMetadata, RunPodSandboxRequest, StopContainerRequest, UserNamespace,
+        PodSandboxMetadata, RunPodSandboxRequest, UserNamespace,
     },
+    cri_container::{CriContainer, CriContainerSpec},
+    http,
     ids::IdRange,
+    namespace,
     pod::Pod,
     runtimes::RuntimeName,
 };
-
-/// In seconds; an emulated processor needs some.
-const EXEC_TIMEOUT: i64 = 60;
 
 /// A runtime handler, which a `RuntimeClass` names.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -53,25 +52,18 @@ pub struct CriPodSpec {
     pub range: Option<IdRange>,
     /// `spec.hostNetwork`: the network of containerd itself, which is not the machine's.
     pub host_network: bool,
+    /// `spec.hostPID`: the processes of containerd's PID namespace.
+    pub host_pid: bool,
+    /// Whether one of its containers is privileged.
+    pub privileged: bool,
 }
 
-/// What a container of a [`CriPod`] is to be like.
-#[derive(Debug, Clone, Default)]
-pub struct CriContainerSpec {
-    /// Its name in the pod.
-    pub name: String,
-    /// Program and arguments; those of the image, which sleeps, if empty.
-    pub args: Vec<String>,
-    /// Capabilities beside containerd's default set, such as `SYS_ADMIN`; `ALL` for all.
-    pub capabilities: Vec<String>,
-    /// Volumes below `/run/volumes` by their names, and where they are mounted, with the pod's ids.
-    pub volumes: Vec<(String, String)>,
-    /// Whether it has the node's packages at `/usr`, read-only, as files of the pod's root.
-    pub packages: bool,
-    /// Which container's PID namespace it joins, as an ephemeral container does.
-    pub target: Option<String>,
-    /// In bytes, where the machine can limit memory.
-    pub memory_limit: Option<i64>,
+impl CriPodSpec {
+    /// A pod with a namespace of each kind of its own, but for that of users without a `range`.
+    #[must_use]
+    pub const fn new(handler: Handler, range: Option<IdRange>) -> Self {
+        Self { handler, range, host_network: false, host_pid: false, privileged: false }
+    }
 }
 
 /// A sandbox, with the pod's containers. Dropping it stops and removes them all.
@@ -83,25 +75,6 @@ pub struct CriPod {
     /// How many containers of a name there were.
     attempts: Mutex<BTreeMap<String, u32>>,
     daemon: Arc<Daemon>,
-}
-
-/// A container of a [`CriPod`]. Dropping it stops and removes it.
-#[derive(Debug)]
-pub struct CriContainer {
-    id: String,
-    pod: Pod,
-    daemon: Arc<Daemon>,
-}
-
-/// What a program run by [`CriContainer::exec`] came to.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ExecOutput {
-    /// Its exit code.
-    pub code: i32,
-    /// What it wrote to its standard output.
-    pub stdout: String,
-    /// What it wrote to its standard error.
-    pub stderr: String,
 }
 
 impl Containerd {
@@ -147,23 +120,52 @@ impl CriPod {
     ///
     /// When containerd refuses; the message has its words and its log.
     pub fn start(&self, spec: &CriContainerSpec) -> Result<CriContainer> {
+        let config = self.container_config(spec);
+        let log_path = spec.logged.then(|| format!("{}/{}", self.log_directory(), config.log_path));
+        if let Some(dir) = log_path.as_deref().and_then(|path| path.rsplit_once('/')) {
+            let dir = self.daemon.on_host(dir.0);
+            fs::create_dir_all(&dir).with_context(|| format!("cannot create {}", dir.display()))?;
+        }
         let request = CreateContainerRequest {
             pod_sandbox_id: self.id.clone(),
-            config: Some(self.container_config(spec)),
+            config: Some(config),
             sandbox_config: Some(self.config()),
         };
         let created: Id = self.daemon.call("RuntimeService/CreateContainer", request)?;
         let (pod, daemon) = (self.pod.clone(), Arc::clone(&self.daemon));
-        let container = CriContainer { id: created.id, pod, daemon };
+        let log = log_path.map(|path| self.daemon.on_host(&path));
+        let container = CriContainer { id: created.id, pod, daemon, log };
         self.pod.state.add_container(&spec.name, &container.id);
         let id = Id { id: container.id.clone() };
         self.daemon.call::<_, Empty>("RuntimeService/StartContainer", id)?;
         Ok(container)
     }
 
+    /// Requests `path` from `port` on the pod's loopback interface, which is all the network that it has.
+    ///
+    /// # Errors
+    ///
+    /// When nobody answers. A status other than 200 is an answer.
+    pub fn http_get(&self, port: u16, path: &str) -> Result<Response> {
+        let processes = self.pod.cgroup_dir().join(&self.id).join("cgroup.procs");
+        let pids = fs::read_to_string(&processes)
+            .with_context(|| format!("the sandbox has no {}", processes.display()))?;
+        let pid = pids.lines().next().context("the sandbox has no process")?;
+        namespace::in_network_of(pid, || http::get(&format!("127.0.0.1:{port}"), path))
+    }
+
+    /// Where kubelet has runtimes keep the logs of the pod's containers.
+    fn log_directory(&self) -> String {
+        let state = &self.pod.state;
+        format!("/var/log/pods/{}_{}_{}", state.spec.namespace, state.spec.name, state.uid)
+    }
+
     fn config(&self) -> PodSandboxConfig {
         let state = &self.pod.state;
-        let context = LinuxSandboxSecurityContext { namespace_options: Some(self.namespaces(None)) };
+        let context = LinuxSandboxSecurityContext {
+            namespace_options: Some(self.namespaces(None)),
+            privileged: self.spec.privileged,
+        };
         let linux = LinuxPodSandboxConfig {
             cgroup_parent: format!("/{}", state.cgroup_components.join("/")),
             security_context: Some(context),
@@ -176,6 +178,7 @@ impl CriPod {
             }),
             // A pod in the host's network has the host's name too.
             hostname: if self.spec.host_network { String::new() } else { state.spec.name.clone() },
+            log_directory: self.log_directory(),
             labels: self.labels(),
             linux: Some(linux),
         }
@@ -186,16 +189,27 @@ impl CriPod {
         labels.insert("io.kubernetes.container.name".to_owned(), spec.name.clone());
         let context = LinuxContainerSecurityContext {
             capabilities: Some(Capability { add_capabilities: spec.capabilities.clone() }),
+            privileged: spec.privileged,
             namespace_options: Some(self.namespaces(spec.target.as_deref())),
+            run_as_user: spec.user.map(Into::into),
+            readonly_rootfs: spec.read_only_root,
+            run_as_group: spec.group.map(Into::into),
         };
-        let limit = spec.memory_limit.map(|limit| LinuxContainerResources { memory_limit_in_bytes: limit });
+        let attempt = self.attempt(&spec.name);
+        let log_path = if spec.logged { format!("{}/{attempt}.log", spec.name) } else { String::new() };
         ContainerConfig {
-            metadata: Some(ContainerMetadata { name: spec.name.clone(), attempt: self.attempt(&spec.name) }),
-            image: Some(ImageSpec { image: IMAGE.to_owned() }),
-            command: spec.args.clone(),
+            metadata: Some(ContainerMetadata { name: spec.name.clone(), attempt }),
+            image: Some(ImageSpec { image: spec.image.clone().unwrap_or_else(|| IMAGE.to_owned()) }),
+            command: spec.command.clone(),
+            args: spec.args.clone(),
+            envs: spec.env.iter().cloned().map(Into::into).collect(),
             mounts: self.mounts(spec),
             labels,
-            linux: Some(LinuxContainerConfig { resources: limit, security_context: Some(context) }),
+            log_path,
+            linux: Some(LinuxContainerConfig {
+                resources: spec.resources.map(Into::into),
+                security_context: Some(context),
+            }),
         }
     }
 
@@ -212,16 +226,16 @@ impl CriPod {
         let volumes = spec.volumes.iter().map(|(volume, path)| self.mount(place(volume), path));
         let packages =
             spec.packages.then(|| Mount { readonly: true, ..self.mount("/usr".to_owned(), "/usr") });
-        volumes.chain(packages).collect()
+        volumes.chain(packages).chain(spec.mounts.iter().map(Into::into)).collect()
     }
 
     fn mount(&self, host_path: String, path: &str) -> Mount {
         Mount {
             container_path: path.to_owned(),
             host_path,
-            readonly: false,
             uid_mappings: self.mapping(),
             gid_mappings: self.mapping(),
+            ..Mount::default()
         }
     }
 
@@ -231,7 +245,11 @@ impl CriPod {
 
     fn namespaces(&self, target: Option<&str>) -> NamespaceOption {
         let of_node = |is_of_node| if is_of_node { NamespaceMode::Node } else { NamespaceMode::Pod };
-        let pid = if target.is_some() { NamespaceMode::Target } else { NamespaceMode::Container };
+        let pid = match target {
+            Some(_) => NamespaceMode::Target,
+            None if self.spec.host_pid => NamespaceMode::Node,
+            None => NamespaceMode::Container,
+        };
         NamespaceOption {
             network: of_node(self.spec.host_network).into(),
             pid: pid.into(),
@@ -259,84 +277,5 @@ impl Drop for CriPod {
         for method in ["RuntimeService/StopPodSandbox", "RuntimeService/RemovePodSandbox"] {
             let _ = self.daemon.call::<_, Empty>(method, Id { id: self.id.clone() });
         }
-    }
-}
-
-impl CriContainer {
-    /// The container ID: 64 hexadecimal digits.
-    #[must_use]
-    pub fn id(&self) -> &str {
-        &self.id
-    }
-
-    /// The container's cgroup.
-    #[must_use]
-    pub fn cgroup_dir(&self) -> PathBuf {
-        self.pod.cgroup_dir().join(&self.id)
-    }
-
-    /// Runs `args` in the container and waits for it: what an exec probe does.
-    ///
-    /// # Errors
-    ///
-    /// When containerd refuses, or the program takes longer than a minute. A failure of the program shows in the code.
-    pub fn exec(&self, args: &[&str]) -> Result<ExecOutput> {
-        let request = ExecSyncRequest {
-            container_id: self.id.clone(),
-            cmd: args.iter().copied().map(str::to_owned).collect(),
-            timeout: EXEC_TIMEOUT,
-        };
-        let ended: ExecSyncResponse = self.daemon.call("RuntimeService/ExecSync", request)?;
-        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-        Ok(ExecOutput { code: ended.exit_code, stdout: text(&ended.stdout), stderr: text(&ended.stderr) })
-    }
-
-    /// Kills it, as kubelet does with a container without a grace period.
-    ///
-    /// # Errors
-    ///
-    /// When containerd refuses.
-    pub fn stop(&self) -> Result<()> {
-        let request = StopContainerRequest { container_id: self.id.clone(), timeout: 0 };
-        self.daemon.call::<_, Empty>("RuntimeService/StopContainer", request).map(drop)
-    }
-
-    /// Kills its first process behind containerd's back.
-    ///
-    /// # Errors
-    ///
-    /// When it does not run.
-    pub fn kill(&self) -> Result<()> {
-        cgroup::kill(&self.cgroup_dir())
-    }
-
-    /// How it ended: exit code and reason, such as `OOMKilled`. `None` while it has not.
-    ///
-    /// # Errors
-    ///
-    /// When containerd knows nothing of it.
-    pub fn ended(&self) -> Result<Option<(i32, String)>> {
-        let id = Id { id: self.id.clone() };
-        let answer: ContainerStatusResponse = self.daemon.call("RuntimeService/ContainerStatus", id)?;
-        let status = answer.status.context("a container without a status")?;
-        let has_ended = status.state == i32::from(ContainerState::Exited);
-        Ok(has_ended.then_some((status.exit_code, status.reason)))
-    }
-
-    /// Moves the host's process `pid` into the container's cgroup.
-    ///
-    /// # Errors
-    ///
-    /// When either does not exist.
-    pub fn take_in(&self, pid: u32) -> Result<()> {
-        cgroup::attach(pid, &self.cgroup_dir())
-    }
-}
-
-impl Drop for CriContainer {
-    fn drop(&mut self) {
-        self.pod.state.remove_container(&self.id);
-        // As for the pod.
-        let _ = self.daemon.call::<_, Empty>("RuntimeService/RemoveContainer", Id { id: self.id.clone() });
     }
 }

@@ -32,7 +32,25 @@ pub(super) struct MountNamespace {
     fd: Arc<OwnedFd>,
 }
 
+/// Runs `work` on a thread in the network namespace of the process `pid`.
+pub(super) fn in_network_of<T: Send>(pid: &str, work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
+    let path = format!("/proc/{pid}/ns/net");
+    let namespace = File::open(&path).with_context(|| format!("no {path}"))?;
+    in_thread(|| {
+        move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network))
+            .with_context(|| format!("cannot enter {path}"))?;
+        work()
+    })
+}
+
 impl MountNamespace {
+    /// That of the process `pid`.
+    pub(super) fn of(pid: u32) -> Result<Self> {
+        let path = format!("/proc/{pid}/ns/mnt");
+        let namespace = File::open(&path).with_context(|| format!("no {path}"))?;
+        Ok(Self { fd: Arc::new(namespace.into()) })
+    }
+
     /// A copy of the host's mounts, with the libraries of the package tree `tree` added to the machine's.
     pub(super) fn new(tree: &Path) -> Result<Self> {
         let fd = in_thread(|| {

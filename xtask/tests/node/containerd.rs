@@ -1,6 +1,7 @@
 //! Pods run by containerd, by runc and by crun, through the CRI: what a node is like but for the kubelet.
 
 mod broken;
+mod deploy;
 mod honest;
 mod leftovers;
 mod nested;
@@ -74,14 +75,14 @@ impl Cluster {
         let spec = PodSpec { name: name.to_owned(), record: range, host_users, ..PodSpec::default() };
         let pod = self.node.lab.pod(spec)?;
         self.tell_pods()?;
-        self.containerd.run(&pod, CriPodSpec { handler, range: given, host_network })
+        self.containerd.run(&pod, CriPodSpec { host_network, ..CriPodSpec::new(handler, given) })
     }
 }
 
 /// A container called `name` that runs `args`, or sleeps if there are none.
 fn container(name: &str, args: &[&str]) -> CriContainerSpec {
-    let args = args.iter().copied().map(str::to_owned).collect();
-    CriContainerSpec { name: name.to_owned(), args, ..CriContainerSpec::default() }
+    let command = args.iter().copied().map(str::to_owned).collect();
+    CriContainerSpec { name: name.to_owned(), command, ..CriContainerSpec::default() }
 }
 
 /// Waits until a container has ended; its exit code and why.

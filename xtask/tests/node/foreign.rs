@@ -117,10 +117,10 @@ fn runtimes_that_execute_into_a_pod_and_join_its_sandbox_are_not_told() -> Resul
 }
 
 /// A program called `conmon` that sleeps, and ends with the value.
-struct Monitor(Child);
+pub(crate) struct Monitor(pub(crate) Child);
 
 impl Monitor {
-    fn start(at: &Path) -> Result<Self> {
+    pub(crate) fn start(at: &Path) -> Result<Self> {
         // any static program will do for the executable: its identity is what counts
         let child = Command::new(at).arg0("sleep").arg("600").stdin(Stdio::null()).spawn();
         Ok(Self(child.with_context(|| format!("cannot start {}", at.display()))?))

@@ -23,9 +23,9 @@ const TRACEFS: [&str; 2] = ["/sys/kernel/tracing", "/sys/kernel/debug/tracing"];
 const KINDS: [(&str, libc::c_long); 3] = [("prog_id", 13), ("map_id", 14), ("link_id", 30)];
 
 /// Kind and id of each eBPF object that a process has open. Ids are not given out again for a long time.
-type Objects = BTreeSet<(&'static str, u32)>;
+pub(crate) type Objects = BTreeSet<(&'static str, u32)>;
 
-fn objects(pid: u32) -> Objects {
+pub(crate) fn objects(pid: u32) -> Objects {
     let mut objects = Objects::new();
     // the process may end meanwhile
     let Ok(entries) = fs::read_dir(format!("/proc/{pid}/fdinfo")) else { return objects };
@@ -84,7 +84,7 @@ fn collect(dir: &Path, found: &mut BTreeSet<String>) {
 }
 
 /// Waits until none of the objects exists any more; returns how long that took.
-fn wait_until_freed(objects: &Objects) -> Result<Duration> {
+pub(crate) fn wait_until_freed(objects: &Objects) -> Result<Duration> {
     let started = Instant::now();
     let mut left = objects.clone();
     while !left.is_empty() {

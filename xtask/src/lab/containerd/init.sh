@@ -9,6 +9,9 @@ mount -t proc proc /proc
 mount -t sysfs sysfs /sys
 mount --bind /cgroup /sys/fs/cgroup
 umount /cgroup
+mount -t tracefs tracefs /sys/kernel/tracing
+# as systemd does it: a pod can then ask for mounts that follow the node's
+mount --make-rshared /
 ip link set lo up
 
 containerd --config /etc/containerd/config.toml &

@@ -65,6 +65,9 @@ pub(crate) struct NamespaceOption {
 pub(crate) struct LinuxSandboxSecurityContext {
     #[prost(message, optional, tag = "1")]
     pub(crate) namespace_options: Option<NamespaceOption>,
+    /// Whether a container of the pod is.
+    #[prost(bool, tag = "6")]
+    pub(crate) privileged: bool,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -91,6 +94,9 @@ pub(crate) struct PodSandboxConfig {
     pub(crate) metadata: Option<PodSandboxMetadata>,
     #[prost(string, tag = "2")]
     pub(crate) hostname: String,
+    /// Below which containers' `log_path` is.
+    #[prost(string, tag = "3")]
+    pub(crate) log_directory: String,
     #[prost(map = "string, string", tag = "6")]
     pub(crate) labels: HashMap<String, String>,
     #[prost(message, optional, tag = "8")]
@@ -115,6 +121,14 @@ pub(crate) struct Id {
 #[derive(Clone, PartialEq, Message)]
 pub(crate) struct Empty {}
 
+/// Which mounts that come and go later are seen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Enumeration)]
+#[repr(i32)]
+pub(crate) enum MountPropagation {
+    Private = 0,
+    HostToContainer = 1,
+}
+
 #[derive(Clone, PartialEq, Message)]
 pub(crate) struct Mount {
     #[prost(string, tag = "1")]
@@ -123,6 +137,8 @@ pub(crate) struct Mount {
     pub(crate) host_path: String,
     #[prost(bool, tag = "3")]
     pub(crate) readonly: bool,
+    #[prost(enumeration = "MountPropagation", tag = "5")]
+    pub(crate) propagation: i32,
     #[prost(message, repeated, tag = "6")]
     pub(crate) uid_mappings: Vec<IdMapping>,
     #[prost(message, repeated, tag = "7")]
@@ -137,8 +153,17 @@ pub(crate) struct ImageSpec {
 
 #[derive(Clone, PartialEq, Message)]
 pub(crate) struct LinuxContainerResources {
+    /// Microseconds.
+    #[prost(int64, tag = "1")]
+    pub(crate) cpu_period: i64,
+    #[prost(int64, tag = "2")]
+    pub(crate) cpu_quota: i64,
+    #[prost(int64, tag = "3")]
+    pub(crate) cpu_shares: i64,
     #[prost(int64, tag = "4")]
     pub(crate) memory_limit_in_bytes: i64,
+    #[prost(int64, tag = "5")]
+    pub(crate) oom_score_adj: i64,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -147,12 +172,27 @@ pub(crate) struct Capability {
     pub(crate) add_capabilities: Vec<String>,
 }
 
+/// `google.protobuf.Int64Value`.
+#[derive(Clone, Copy, PartialEq, Message)]
+pub(crate) struct Int64Value {
+    #[prost(int64, tag = "1")]
+    pub(crate) value: i64,
+}
+
 #[derive(Clone, PartialEq, Message)]
 pub(crate) struct LinuxContainerSecurityContext {
     #[prost(message, optional, tag = "1")]
     pub(crate) capabilities: Option<Capability>,
+    #[prost(bool, tag = "2")]
+    pub(crate) privileged: bool,
     #[prost(message, optional, tag = "3")]
     pub(crate) namespace_options: Option<NamespaceOption>,
+    #[prost(message, optional, tag = "5")]
+    pub(crate) run_as_user: Option<Int64Value>,
+    #[prost(bool, tag = "7")]
+    pub(crate) readonly_rootfs: bool,
+    #[prost(message, optional, tag = "12")]
+    pub(crate) run_as_group: Option<Int64Value>,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -173,6 +213,14 @@ pub(crate) struct ContainerMetadata {
 }
 
 #[derive(Clone, PartialEq, Message)]
+pub(crate) struct KeyValue {
+    #[prost(string, tag = "1")]
+    pub(crate) key: String,
+    #[prost(string, tag = "2")]
+    pub(crate) value: String,
+}
+
+#[derive(Clone, PartialEq, Message)]
 pub(crate) struct ContainerConfig {
     #[prost(message, optional, tag = "1")]
     pub(crate) metadata: Option<ContainerMetadata>,
@@ -180,10 +228,17 @@ pub(crate) struct ContainerConfig {
     pub(crate) image: Option<ImageSpec>,
     #[prost(string, repeated, tag = "3")]
     pub(crate) command: Vec<String>,
+    #[prost(string, repeated, tag = "4")]
+    pub(crate) args: Vec<String>,
+    #[prost(message, repeated, tag = "6")]
+    pub(crate) envs: Vec<KeyValue>,
     #[prost(message, repeated, tag = "7")]
     pub(crate) mounts: Vec<Mount>,
     #[prost(map = "string, string", tag = "9")]
     pub(crate) labels: HashMap<String, String>,
+    /// Below the sandbox's `log_directory`; nothing is kept if empty.
+    #[prost(string, tag = "11")]
+    pub(crate) log_path: String,
     #[prost(message, optional, tag = "15")]
     pub(crate) linux: Option<LinuxContainerConfig>,
 }

@@ -11,7 +11,9 @@ use std::{
 
 use anyhow::{Context as _, Result, anyhow, ensure};
 use serde_json::{Value, json};
-use xtask::lab::{Agent, CriContainer, CriContainerSpec, CriPod, Handler, IdRange, RuntimeName};
+use xtask::lab::{
+    Agent, CriContainer, CriContainerSpec, CriPod, CriResources, Handler, IdRange, RuntimeName,
+};
 
 use super::{Asked, Cluster, container, end, shell, silence};
 use crate::{metric, slowdown};
@@ -254,7 +256,8 @@ fn restarts(cluster: &Cluster, pod: &CriPod) -> Result<()> {
         println!("no memory controller in the unified hierarchy: no container is killed for its memory");
         return Ok(());
     }
-    let hog = pod.start(&CriContainerSpec { memory_limit: Some(MEMORY), ..container("victim", &HOG) })?;
+    let resources = Some(CriResources { memory_limit: MEMORY, ..CriResources::default() });
+    let hog = pod.start(&CriContainerSpec { resources, ..container("victim", &HOG) })?;
     let (code, reason) = end(&hog)?;
     ensure!((code, reason.as_str()) == (137, "OOMKilled"), "it ended with {code}: {reason}");
     Ok(())
