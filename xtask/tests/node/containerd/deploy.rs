@@ -224,8 +224,18 @@ impl Deployed {
         opened.sort();
         expected.sort();
         let expected: Vec<_> = expected.into_iter().map(|(rule, id)| (rule.to_owned(), id)).collect();
-        ensure!(opened == expected, "expected {expected:?}, and was told {findings:#?}");
         let metrics = self.get("/metrics")?;
+        let why = findings.iter().map(|line| {
+            let pid = line["process"]["pid"].as_u64().unwrap_or_default();
+            let now = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+            format!("\n{} [pid {pid} is now: {now}]", line["finding"]["why"])
+        });
+        let why: String = why.collect();
+        ensure!(
+            opened == expected,
+            "expected {expected:?}, and was told {opened:?}{why}; losses: {:?}",
+            losses(&metrics)
+        );
         ensure!(losses(&metrics).is_empty(), "{:?}", losses(&metrics));
         Ok(())
     }
