@@ -237,7 +237,7 @@ impl Engine {
         let entering = task.lineage.state == state::ENTERING
             && (!workload || hook != Hook::Exec.name() && self.found_runtime(event));
         if entering {
-            self.state.entering(event, time);
+            self.state.entering(event, time, reasons & reason::PAST_GRACE != 0);
         } else {
             self.state.settled(id, task.process);
         }

@@ -31,8 +31,8 @@ pub struct Container {
     pub first_workload: Option<Box<TaskEvent>>,
     /// The first program that ran in the container with the host's user namespace, and when.
     pub host_workload: Option<(Nanos, Box<TaskEvent>)>,
-    /// Processes on their way in, with when they came.
-    pub entering: BTreeMap<ProcessId, (Nanos, Box<TaskEvent>)>,
+    /// Processes on their way in.
+    pub entering: BTreeMap<ProcessId, Entering>,
     /// Processes that came into its namespaces from outside of the pod, by the first of each family.
     pub intruders: BTreeMap<ProcessId, Intruder>,
     /// Capabilities used over the host, by number, with the first user.
@@ -54,6 +54,17 @@ impl Container {
             spans.remove(self.cgroup, ns);
         }
     }
+}
+
+/// A process on its way into a container.
+#[derive(Clone, Debug)]
+pub struct Entering {
+    /// When it came.
+    pub since: Nanos,
+    /// What was last seen of it.
+    pub event: Box<TaskEvent>,
+    /// Whether it was found to be there still after the time that a runtime may need.
+    pub late: bool,
 }
 
 /// A process that came into a container's namespaces without coming into its cgroup.
@@ -341,7 +352,7 @@ impl State {
 
     /// Takes note of a process on its way into a container. What it does and its end come by rings of their own, so the
     /// end may be known first.
-    pub(super) fn entering(&mut self, event: &TaskEvent, time: Nanos) {
+    pub(super) fn entering(&mut self, event: &TaskEvent, time: Nanos, late: bool) {
         let Some(container) = self.containers.get_mut(&CgroupId(event.task.lineage.container)) else {
             return;
         };
@@ -349,13 +360,20 @@ impl State {
         if self.gone.contains(&process) {
             return;
         }
+        let late = late || container.entering.get(&process).is_some_and(|known| known.late);
         if container.entering.len() >= MAX_ENTERING && !container.entering.contains_key(&process) {
+            // one that is there still is found again by the sweep
+            let oldest =
+                container.entering.iter().filter(|(_, known)| !known.late).min_by_key(|(_, it)| it.since);
+            let oldest = oldest.map(|(process, _)| *process);
             *self.evicted.entry("entering").or_default() += 1;
-            return;
+            if oldest.and_then(|process| container.entering.remove(&process)).is_none() {
+                return;
+            }
         }
         let entered = Nanos(event.task.lineage.entered_ns);
         let since = if entered.0 == 0 { time } else { entered };
-        container.entering.insert(process, (since, Box::new(event.clone())));
+        container.entering.insert(process, Entering { since, event: Box::new(event.clone()), late });
     }
 
     /// A live container of another pod than this container's whose programs run in the user namespace.

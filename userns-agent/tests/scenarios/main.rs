@@ -109,11 +109,21 @@ fn i2_fires_for_a_runtime_that_stays() {
     let mut world = World::new();
     world.recorded(1, BASE);
     let container = world.honest_start(1, 50, 7, BASE);
-    world.enters(container, &Actor::host(70, RUNC, "runc").entering(origin::BORN));
-    world.pass(SECOND);
-    world.silent();
-    world.pass(2 * SECOND);
+    let runtime = Actor::host(70, RUNC, "runc").entering(origin::BORN);
+    world.enters(container, &runtime);
+    world.pass(3 * SECOND);
+    world.suspect(container, &runtime, Hook::TaskIter, reason::PAST_GRACE);
     assert!(world.only(RuleId::I2).why.contains("longer than the 2s"));
+}
+
+#[test]
+fn i2_silent_for_a_runtime_whose_end_was_lost() {
+    let mut world = World::new();
+    world.recorded(1, BASE);
+    let container = world.honest_start(1, 50, 7, BASE);
+    world.enters(container, &Actor::host(70, RUNC, "runc").entering(origin::BORN));
+    world.pass(60 * SECOND);
+    world.silent();
 }
 
 #[test]
@@ -239,6 +249,7 @@ fn i2_fires_for_what_only_calls_itself_a_monitor() {
         if stays {
             world.enters(container, &actor);
             world.pass(5 * SECOND);
+            world.suspect(container, &actor, Hook::TaskIter, reason::PAST_GRACE);
         } else {
             world.execs(container, &actor);
         }

@@ -69,7 +69,7 @@ impl Engine {
                 .state
                 .containers()
                 .flat_map(|container| container.entering.values())
-                .filter(|(_, event)| self.runtimes.is_monitor(event))
+                .filter(|entering| self.runtimes.is_monitor(&entering.event))
                 .count(),
             processes: self.state.nr_processes(),
             open: self.open.len(),

@@ -6,7 +6,7 @@ use super::{Rule, who};
 use crate::core::context::Context;
 use crate::core::finding::{Confidence, Severity};
 use crate::core::open::{Detection, Scope};
-use crate::core::state::Container;
+use crate::core::state::{Container, Entering};
 use crate::event::{Nanos, TaskEvent};
 
 pub(super) const RULE: Rule = Rule {
@@ -19,7 +19,7 @@ pub(super) const RULE: Rule = Rule {
     proves: "A process is in the cgroup of a pod that was promised a user namespace, has the host's, and is no container \
              runtime on its way in: its executable is none, or it has stayed longer than a runtime needs.",
     evidence: "The move into the cgroup or the birth there, `real_cred->user_ns`, the executable's device and inode, and \
-               the time since the entry.",
+               the sweep that finds it there after the grace period.",
     exceptions: "Runtimes enter with the host's credentials for milliseconds (runc, crun; the grace period covers them). \
                  Monitors that CRI-O and podman keep in a pod's slice are known by their own cgroups; one in a container's \
                  (`monitor_exec_cgroup`, exec affinity) by its executable, which must be the host's own, and by the host's \
@@ -34,11 +34,8 @@ pub(super) fn on_container(container: &Container, context: &Context<'_>) -> Vec<
     if !context.promised() {
         return Vec::new();
     }
-    let mut found: Vec<Detection> = container
-        .entering
-        .values()
-        .filter_map(|(since, event)| judge(container, *since, event, context))
-        .collect();
+    let mut found: Vec<Detection> =
+        container.entering.values().filter_map(|entering| judge(container, entering, context)).collect();
     // a program of the host's in a container that has a user namespace of its own: not the runtime's omission
     if let (Some((time, event)), Some(_)) = (&container.host_workload, &container.userns) {
         let why = format!(
@@ -50,12 +47,13 @@ pub(super) fn on_container(container: &Container, context: &Context<'_>) -> Vec<
     found
 }
 
-fn judge(container: &Container, since: Nanos, event: &TaskEvent, context: &Context<'_>) -> Option<Detection> {
+fn judge(container: &Container, entering: &Entering, context: &Context<'_>) -> Option<Detection> {
+    let Entering { since, event, late } = entering;
     if event.task.userns.level > context.reference.level || context.is_monitor(event) {
         return None;
     }
-    let stayed = context.now.since(since);
-    if stayed > context.grace {
+    // found there by the kernel, rather than reckoned: word of its end may be late, or lost
+    if *late {
         let why = format!(
             "process {} has been in the pod's cgroup with the host's user namespace for longer than the {:?} that a \
              runtime may need to enter",
@@ -73,7 +71,7 @@ fn judge(container: &Container, since: Nanos, event: &TaskEvent, context: &Conte
         who(event),
         event.path.as_str().escape_debug()
     );
-    Some(detection(container, since, event, why))
+    Some(detection(container, *since, event, why))
 }
 
 fn detection(container: &Container, time: Nanos, event: &TaskEvent, why: String) -> Detection {
