@@ -138,6 +138,17 @@ pub(crate) fn settle(task: Task, lineage: &mut Lineage, cgroup: &WatchedCgroup, 
     }
 }
 
+/// Makes up for a move into a container's cgroup that no hook saw: kernels from 7.0 on leave out a program that is being
+/// run on that processor already, by a task that it was taken from.
+#[inline(always)]
+pub(crate) fn catch_up(task: Task, lineage: &mut Lineage) {
+    if lineage.origin == origin::FOREIGN
+        && let Some(watched) = watched(task.cgroup().id())
+    {
+        settle(task, lineage, &watched, 0);
+    }
+}
+
 /// What tells entries into a pod's namespaces from a pod's own: the user namespace that the task has come into, of a
 /// task that is in no pod; `None` if it is none that programs of a pod run in.
 struct Joined {

@@ -74,6 +74,7 @@ fn sched_process_exec(ctx: BtfTracePointContext) -> i32 {
         Some(tracked) => {
             // what is counted from now on is another program's
             capable::settle(task, tracked);
+            lineage::catch_up(task, &mut tracked.lineage);
             &mut tracked.lineage
         }
         None => {

@@ -32,6 +32,7 @@ extern "C" fn sweep(ctx: *const *const c_void) -> i32 {
         Some(tracked) => {
             capable::settle(task, tracked);
             let lineage = &mut tracked.lineage;
+            lineage::catch_up(task, lineage);
             lineage::watch_userns(lineage);
             let found = lineage::inspect(task, lineage)
                 .and(lineage::check_grace(lineage))
