@@ -217,9 +217,16 @@ fn volume(cluster: &Cluster, pod: &CriPod, app: &CriContainer) -> Result<()> {
 fn ephemeral(pod: &CriPod, app: &CriContainer) -> Result<()> {
     let target = Some(app.id().to_owned());
     let debugger = pod.start(&CriContainerSpec { target, ..container("debugger", &["sleep", "1234"]) })?;
-    let seen = shell(app, "ps")?;
-    ensure!(seen.contains("sleep 1234"), "the debugger is not in the target's PID namespace: {seen}");
-    debugger.stop()
+    // it is started, and on its way to its program
+    let started = Instant::now();
+    loop {
+        let seen = shell(app, "ps")?;
+        if seen.contains("sleep 1234") {
+            return debugger.stop();
+        }
+        let limit = Duration::from_secs(5) * slowdown();
+        ensure!(started.elapsed() < limit, "the debugger is not in the target's PID namespace: {seen}");
+    }
 }
 
 /// Gives a container's cgroup to the pod's root, as runtimes do for one that may write to it.
