@@ -145,7 +145,7 @@ fn a_monitor_may_stay_in_a_containers_cgroup_and_an_impostor_may_not() -> Result
     let runtimes = node.lab.runtimes();
     let paths =
         [&runtimes.runc.path, &runtimes.crun.path, &own].map(|path| path.display().to_string()).join(",");
-    let agent = node.agent(&["--runtime-paths", &paths])?;
+    let agent = node.agent(&["--runtime-paths", &paths, "--sweep-interval", "1s"])?;
     let (_pod, container) = honest(&node, RuntimeName::Runc, 45_020)?;
     let monitor = Monitor::start(&own)?;
     node.lab.move_into_cgroup(monitor.0.id(), &container)?;
