@@ -13,6 +13,8 @@ use super::hooks::HOOKS;
 use super::plan::{Features, Mechanism};
 
 const BTF_PATH: &str = "/sys/kernel/btf/vmlinux";
+/// There with CONFIG_KPROBE_EVENTS; links are made through it.
+const KPROBES: &str = "/sys/bus/event_source/devices/kprobe";
 const TRACEFS: [&str; 2] = ["/sys/kernel/tracing", "/sys/kernel/debug/tracing"];
 
 /// Why the kernel cannot be looked at.
@@ -63,7 +65,8 @@ pub fn probe() -> Result<Kernel, FeatureError> {
     let bytes = std::fs::read(BTF_PATH).map_err(|source| FeatureError::NoBtf { source })?;
     let btf = Btf::parse(&bytes)?;
     check_task_storage(&btf)?;
-    let mut features = Features { events: events(), ..Features::default() };
+    let mut features =
+        Features { events: events(), kprobes: Path::new(KPROBES).is_dir(), ..Features::default() };
     for candidate in HOOKS.iter().flat_map(|wanted| wanted.candidates) {
         match candidate.mechanism {
             Mechanism::TpBtf => {

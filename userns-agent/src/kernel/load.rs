@@ -143,15 +143,38 @@ pub fn load(
 /// Programs by name, with what the kernel said to them.
 type Verified = BTreeMap<&'static str, Result<(), ProgramError>>;
 
-/// Has the kernel verify each hook's best candidate, which is most of the start-up time: several at once.
+/// Has the kernel verify each hook's best candidate, which is most of the start-up time: several at once. Where it
+/// refuses one, the hook's next, until there is none.
 fn verify(ebpf: &mut Ebpf, btf: &Btf, plan: &[Planned]) -> Verified {
-    let first = plan.iter().filter_map(|planned| planned.candidates.first());
-    let wanted: BTreeMap<&str, (&'static str, &Candidate)> = first
-        .flat_map(|candidate| candidate.programs.iter().map(move |name| (*name, (*name, candidate))))
-        .collect();
+    let mut verified = Verified::new();
+    loop {
+        let next = plan.iter().filter_map(|planned| undecided(planned, &verified));
+        let programs =
+            next.flat_map(|candidate| candidate.programs.iter().map(move |name| (*name, candidate)));
+        let programs = programs.filter(|(name, _)| !verified.contains_key(name)).collect();
+        let round = verify_all(ebpf, btf, &programs);
+        if round.is_empty() {
+            return verified;
+        }
+        verified.extend(round);
+    }
+}
+
+/// The best candidate that the kernel has not refused, if it has not been asked about it.
+fn undecided<'a>(planned: &'a Planned, verified: &Verified) -> Option<&'a Candidate> {
+    let refused = |candidate: &&Candidate| {
+        candidate.programs.iter().any(|name| matches!(verified.get(name), Some(Err(_))))
+    };
+    let best = planned.candidates.iter().find(|candidate| !refused(candidate))?;
+    best.programs.iter().any(|name| !verified.contains_key(name)).then_some(best)
+}
+
+fn verify_all(ebpf: &mut Ebpf, btf: &Btf, wanted: &BTreeMap<&'static str, &Candidate>) -> Verified {
     let jobs: Vec<_> = ebpf
         .programs_mut()
-        .filter_map(|(name, program)| wanted.get(name).map(|(name, candidate)| (*name, program, *candidate)))
+        .filter_map(|(name, program)| {
+            wanted.get_key_value(name).map(|(name, known)| (*name, program, *known))
+        })
         .collect();
     let jobs = Mutex::new(jobs);
     let take = || jobs.lock().unwrap_or_else(PoisonError::into_inner).pop();

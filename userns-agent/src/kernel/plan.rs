@@ -55,6 +55,8 @@ pub struct Features {
     pub events: Option<BTreeSet<String>>,
     /// Iterators in type information, by target.
     pub iterators: BTreeSet<String>,
+    /// Whether functions can be probed.
+    pub kprobes: bool,
 }
 
 /// Programs for a hook.
@@ -132,6 +134,7 @@ fn usable(candidate: &Candidate, features: &Features) -> Result<(), String> {
             arguments_match(candidate.arguments, &found.arguments)
                 .map_err(|problem| format!("tracepoint {target}: {problem}"))
         }
+        Mechanism::KProbe if !features.kprobes => Err("this kernel has no kprobes".to_owned()),
         Mechanism::FExit | Mechanism::KProbe => {
             let found = features
                 .functions
@@ -189,7 +192,7 @@ mod tests {
     use super::*;
 
     fn full() -> Features {
-        let mut features = Features { events: Some(BTreeSet::new()), ..Features::default() };
+        let mut features = Features { events: Some(BTreeSet::new()), kprobes: true, ..Features::default() };
         for candidate in HOOKS.iter().flat_map(|wanted| wanted.candidates) {
             let target = candidate.target.to_owned();
             let first = |types: &str| types.split('|').next().unwrap().to_owned();
@@ -250,6 +253,10 @@ mod tests {
         assert_eq!(capable.refused, ["this kernel has no tracepoint cap_capable"]);
         let setns = of(&features, None, Hook::Setns);
         assert!(setns.refused[0].contains("mount it at /sys/kernel/tracing"), "{setns:?}");
+        features.kprobes = false;
+        assert_eq!(mechanisms(&of(&features, None, Hook::Capable)), [Mechanism::FExit]);
+        let forced = of(&features, Some(Mechanism::KProbe), Hook::Capable);
+        assert_eq!(forced.refused, ["this kernel has no kprobes"]);
     }
 
     #[test]
