@@ -267,8 +267,10 @@ impl Outputs {
 
     /// Says a finding.
     pub(super) fn finding(&self, finding: &Finding) {
-        if finding.status == FindingStatus::Opened {
-            self.metrics.finding(finding.rule, finding.severity);
+        match finding.status {
+            FindingStatus::Opened => self.metrics.finding(finding.rule, finding.severity),
+            FindingStatus::Resolved => self.metrics.finding_resolved(finding.rule, finding.severity),
+            FindingStatus::Updated | FindingStatus::Amended => {}
         }
         self.sinks.finding(finding, self.clock.wall());
     }
@@ -354,7 +356,7 @@ impl Outputs {
         metrics.containers(stats.containers);
         metrics.tolerated(stats.unobservable, stats.withheld_unobservable, stats.monitors);
         metrics.processes(stats.processes);
-        metrics.findings_open(stats.open);
+        metrics.findings_open(&stats.open_by);
         metrics.findings_suppressed("repeated", stats.repeated);
         metrics.findings_recognised(stats.recognised);
         metrics.unattributed(stats.unattributed);
@@ -370,6 +372,11 @@ impl Outputs {
             TableReport { name: "containers", used: stats.containers as u64, capacity: self.limits.0 },
             TableReport { name: "processes", used: stats.processes as u64, capacity: self.limits.1 },
             TableReport { name: "watched_cgroups", used: watched, capacity: CGROUPS },
+            TableReport {
+                name: "flight_bytes",
+                used: stats.flight_bytes as u64,
+                capacity: crate::core::flight::MAX_BYTES as u64,
+            },
         ];
         self.status.update(|status| (status.sources, status.tables) = (sources, tables));
     }

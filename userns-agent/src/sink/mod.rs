@@ -18,6 +18,7 @@ mod names;
 mod process;
 pub mod queue;
 pub mod report;
+mod respond;
 #[cfg(test)]
 mod sample;
 mod sinks;

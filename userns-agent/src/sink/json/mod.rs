@@ -4,6 +4,7 @@
 //! types stay free to change. docs/schema/v1.json is the schema; every field it lists is always there, `null`
 //! where nothing is known.
 
+mod evidence;
 mod finding;
 mod format;
 mod pods;
@@ -106,7 +107,7 @@ impl Renderer {
         rule: &Rule,
         clock: WallClock,
     ) -> Result<Vec<u8>, serde_json::Error> {
-        let envelope = self.envelope("finding", finding.time, clock);
+        let envelope = self.envelope("finding", finding.told_at(), clock);
         format::line(&finding::FindingLine::new(envelope, finding, rule, clock))
     }
 
