@@ -22,7 +22,7 @@ mod respond;
 #[cfg(test)]
 mod sample;
 mod sinks;
-mod text;
+pub(crate) mod text;
 mod writer;
 
 pub use metrics::Metrics;

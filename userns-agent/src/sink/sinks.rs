@@ -159,6 +159,12 @@ impl Sinks {
         self
     }
 
+    /// What renders lines of JSON.
+    #[must_use]
+    pub fn renderer(&self) -> &json::Renderer {
+        &self.renderer
+    }
+
     /// Tells a finding.
     pub fn finding(&self, finding: &Finding, clock: WallClock) {
         let rule = rules::rule(finding.rule);

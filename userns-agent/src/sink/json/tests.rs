@@ -216,6 +216,20 @@ fn every_value_of_the_core_is_in_the_schema() {
     check(&|finding| finding.task.as_mut().unwrap().task.lineage.flags = !0 ^ lineage::WORKLOAD);
 }
 
+#[test]
+fn the_local_socket_tells_findings_as_lines_do() {
+    let finding = sample::finding();
+    let answer = renderer()
+        .findings(std::slice::from_ref(&finding), &[finding.id, FindingId(7)], sample::CLOCK)
+        .unwrap();
+    let answer = value(std::str::from_utf8(&answer).unwrap());
+    let line = renderer().finding(&finding, rules::rule(finding.rule), sample::CLOCK).unwrap();
+    assert_eq!(answer["findings"][0], value(std::str::from_utf8(&line).unwrap()));
+    assert_eq!(answer["open"], serde_json::json!(["cbf29ce484222325", "0000000000000007"]));
+    let known: crate::ps::known::KnownFindings = serde_json::from_value(answer).unwrap();
+    assert_eq!((known.findings.len(), known.open.len()), (1, 2));
+}
+
 /// Not a test of speed: a bound that only a blunder would break, and the figure on request (`--nocapture`).
 #[test]
 fn rendering_is_no_bottleneck() {
