@@ -213,7 +213,7 @@ impl App {
                 ready = self.bulk.ready() => self.drain_rings(ready),
                 _ = counts.tick() => self.count(),
                 swept = finished(&mut self.sweeping) => self.swept(swept),
-                Some(query) = self.queries.recv() => self.outputs.tell_pods(query, &self.engine.pods()),
+                Some(query) = self.queries.recv() => self.outputs.answer(query, &self.engine),
                 _ = sweep.tick(), if self.sweeping.is_none() => self.sweep(),
                 _ = signals.hangup.recv() => self.outputs.reopen(),
                 () = self.outputs.stdout_gone() => return tracing::error!("nobody reads standard output any more"),

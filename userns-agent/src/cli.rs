@@ -27,6 +27,7 @@ const EXAMPLES: &str = "\
 Examples:
   userns-agent ps                                    what holds for each pod right now
   userns-agent inspect shop/web-0                    everything about one of them
+  userns-agent explain I3                            what a rule proves, and what to do
   userns-agent run                                   watch this node
   userns-agent run --pods-file pods.yaml --listen 0.0.0.0:9477
   userns-agent check-config --config agent.yaml      what `run` would use, and what is wrong with it";
@@ -51,6 +52,13 @@ pub enum Command {
     /// Show everything known about one pod, ids as the pod and as the host has them.
     #[command(after_long_help = INSPECT_HELP, after_help = INSPECT_HELP)]
     Inspect(InspectArgs),
+    /// Explain a rule, or a finding as an incident report.
+    ///
+    /// A rule: what it proves, what that rests on, its legitimate causes and what to do. A finding: what happened where,
+    /// how it came about step by step, and what to do, with the commands for it. Findings are asked of the running
+    /// agent by its local socket, or read from the JSON that an agent wrote.
+    #[command(after_long_help = EXPLAIN_HELP, after_help = EXPLAIN_HELP)]
+    Explain(ExplainArgs),
     /// Check the configuration and print it, with defaults, as a file.
     ///
     /// Takes the flags and environment variables of `run`. All mistakes are reported together.
@@ -121,6 +129,21 @@ Examples:
   userns-agent inspect 0f4b5b7e-6f1d-4f3e-9d5c-2f1f4f1a7c11 --output json
   userns-agent inspect 5a2f0c9be7d1                  by the beginning of a container's id";
 
+const EXPLAIN_HELP: &str = "\
+Exit codes:
+   0  explained
+  64  the ids of several findings begin so, or a flag is wrong
+  66  nothing has that name, or the file cannot be read or holds no finding
+  69  the agent does not answer
+  74  writing to standard output failed
+
+Examples:
+  userns-agent explain I3
+  userns-agent explain cred_escape
+  userns-agent explain 9f86d081                      an open finding, by the beginning of its id
+  tail -n 1 findings.jsonl | userns-agent explain --file -
+  userns-agent explain 9f86d081 --file findings.jsonl";
+
 const CHECK_HELP: &str = "\
 Exit codes:
    0  the configuration is right
@@ -160,6 +183,20 @@ pub struct InspectArgs {
     /// Settings.
     #[command(flatten)]
     pub settings: Settings<PsKeys>,
+}
+
+/// Arguments of `explain`.
+#[derive(Debug, Args)]
+pub struct ExplainArgs {
+    /// A rule's id or name, or the beginning of a finding's id; without it, all rules, or all findings of the file.
+    #[arg(value_name = "RULE|FINDING")]
+    pub name: Option<String>,
+    /// Read findings from this file of JSON lines (`-`: standard input) instead of asking the agent.
+    #[arg(long, value_name = "FILE")]
+    pub file: Option<PathBuf>,
+    /// Settings.
+    #[command(flatten)]
+    pub settings: Settings<SocketKey>,
 }
 
 /// Form of `inspect`'s output.
@@ -205,6 +242,16 @@ pub struct PsKeys;
 impl Selection for PsKeys {
     fn has(key: &Key) -> bool {
         key.ps
+    }
+}
+
+/// The key that says where the agent is asked.
+#[derive(Clone, Copy, Debug)]
+pub struct SocketKey;
+
+impl Selection for SocketKey {
+    fn has(key: &Key) -> bool {
+        key.name == "socket"
     }
 }
 

@@ -5,9 +5,9 @@ use std::process::ExitCode as Status;
 use std::time::Duration;
 
 use tracing_subscriber::EnvFilter;
-use userns_agent::cli::{self, Command, ExitCode, InspectArgs, PsArgs};
+use userns_agent::cli::{self, Command, ExitCode, ExplainArgs, InspectArgs, PsArgs};
 use userns_agent::config::Config;
-use userns_agent::{app, docs, kernel, ps};
+use userns_agent::{app, docs, explain, kernel, ps};
 
 fn main() -> Status {
     let cli = match cli::parse(std::env::args_os()) {
@@ -35,6 +35,10 @@ fn main() -> Status {
                     Err(error) => fail(&error, ExitCode::from(&error)),
                 }
             }
+            Err(error) => fail(&error, ExitCode::from(&error)),
+        },
+        Command::Explain(arguments) => match arguments.settings.load() {
+            Ok(loaded) => tell(&loaded.config, &arguments),
             Err(error) => fail(&error, ExitCode::from(&error)),
         },
         Command::CheckConfig(settings) => match settings.load() {
@@ -88,6 +92,15 @@ fn list(config: &Config, arguments: &PsArgs) -> Status {
         let status = note(&outcome);
         let Some(seconds) = arguments.watch else { return status };
         std::thread::sleep(Duration::from_secs(seconds));
+    }
+}
+
+fn tell(config: &Config, arguments: &ExplainArgs) -> Status {
+    let ExplainArgs { name, file, .. } = arguments;
+    let (socket, out) = (config.socket.as_deref(), &mut std::io::stdout().lock());
+    match explain::explain(name.as_deref(), file.as_deref(), socket, explain::width(), out) {
+        Ok(()) => ExitCode::Ok.into(),
+        Err(error) => fail(&error, ExitCode::from(&error)),
     }
 }
 

@@ -13,7 +13,7 @@ use super::setup::{Clock, node_name};
 use crate::cli::ExitCode;
 use crate::config::{Config, Output};
 use crate::core::finding::{Finding, Status as FindingStatus};
-use crate::core::{PodView, Promise, Stats, Withheld};
+use crate::core::{Engine, Promise, Stats, Withheld};
 use crate::decode::DecodeError;
 use crate::event::{CgroupId, ContainerKind, Counter, Event, Told};
 use crate::host::proc::ProcFs;
@@ -22,6 +22,7 @@ use crate::host::{SourceHealth, SourceState};
 use crate::kernel::programs::Program;
 use crate::kernel::status::{Probe, State};
 use crate::sink::http::{self, StatusSource};
+use crate::sink::local::Wanted;
 use crate::sink::memory::Memory;
 use crate::sink::metrics::MetricsError;
 use crate::sink::{
@@ -31,6 +32,8 @@ use crate::sink::{
 
 /// How long the outputs may take to write what is left at the end.
 const DRAIN: Duration = Duration::from_secs(5);
+/// Findings that an answer on the local socket has in whole: who asks for more says more of the id.
+const MAX_FINDINGS: usize = 16;
 /// Capacities of the kernel's tables that `/status` shows.
 const CGROUPS: u64 = userns_common::limits::MAX_CGROUPS as u64;
 
@@ -186,11 +189,19 @@ impl Outputs {
     }
 
     /// Answers what the local socket was asked.
-    pub(super) fn tell_pods(&self, query: local::Query, pods: &[PodView]) {
-        match json::pods(pods, self.clock.wall()) {
+    pub(super) fn answer(&self, query: local::Query, engine: &Engine) {
+        let clock = self.clock.wall();
+        let rendered = match &query.wanted {
+            Wanted::Pods => json::pods(&engine.pods(), clock),
+            Wanted::Findings(beginning) => {
+                let findings = engine.findings(beginning, MAX_FINDINGS);
+                self.sinks.renderer().findings(&findings, &engine.finding_ids(), clock)
+            }
+        };
+        match rendered {
             // whoever asked may be gone
-            Ok(json) => drop(query.send(json)),
-            Err(error) => tracing::error!("cannot render the pods: {error}"),
+            Ok(json) => drop(query.reply.send(json)),
+            Err(error) => tracing::error!("cannot render an answer: {error}"),
         }
     }
 
@@ -267,8 +278,10 @@ impl Outputs {
 
     /// Says a finding.
     pub(super) fn finding(&self, finding: &Finding) {
-        if finding.status == FindingStatus::Opened {
-            self.metrics.finding(finding.rule, finding.severity);
+        match finding.status {
+            FindingStatus::Opened => self.metrics.finding(finding.rule, finding.severity),
+            FindingStatus::Resolved => self.metrics.finding_resolved(finding.rule, finding.severity),
+            FindingStatus::Updated | FindingStatus::Amended => {}
         }
         self.sinks.finding(finding, self.clock.wall());
     }
@@ -354,7 +367,7 @@ impl Outputs {
         metrics.containers(stats.containers);
         metrics.tolerated(stats.unobservable, stats.withheld_unobservable, stats.monitors);
         metrics.processes(stats.processes);
-        metrics.findings_open(stats.open);
+        metrics.findings_open(&stats.open_by);
         metrics.findings_suppressed("repeated", stats.repeated);
         metrics.findings_recognised(stats.recognised);
         metrics.unattributed(stats.unattributed);
@@ -370,6 +383,11 @@ impl Outputs {
             TableReport { name: "containers", used: stats.containers as u64, capacity: self.limits.0 },
             TableReport { name: "processes", used: stats.processes as u64, capacity: self.limits.1 },
             TableReport { name: "watched_cgroups", used: watched, capacity: CGROUPS },
+            TableReport {
+                name: "flight_bytes",
+                used: stats.flight_bytes as u64,
+                capacity: crate::core::flight::MAX_BYTES as u64,
+            },
         ];
         self.status.update(|status| (status.sources, status.tables) = (sources, tables));
     }

@@ -202,7 +202,7 @@ pub static KEYS: &[Key] = &[
     },
     Key {
         name: "socket",
-        help: "Unix socket on which the agent tells root what it knows of the pods, for `userns-agent ps` and `inspect`; \
+        help: "Unix socket on which the agent tells root what it knows of the pods, for `userns-agent ps`, `inspect` and `explain`; \
                its directory is made with mode 0700, and refused if others may write to it",
         ps: true,
         slot: Slot::OptionalFile(|config| &mut config.socket),

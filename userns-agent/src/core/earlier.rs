@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::finding::{CallUse, CapabilityUse, Finding, FindingId, Severity, Status};
-use super::state::KEEP_NS;
+use super::windows::KEEP_NS;
 use crate::event::{CgroupId, Nanos, Told};
 
 /// Findings told by earlier runs and not found again yet.

@@ -1,7 +1,9 @@
 //! Takes inputs in order, keeps the tables, asks the rules.
 
 mod attribution;
+mod describe;
 mod intrusion;
+mod lifecycle;
 mod stats;
 
 pub use stats::Stats;
@@ -11,12 +13,11 @@ use std::time::Duration;
 
 use userns_common::kind::{Hook, Operation, Relation, lineage, origin, state, verdict};
 
+use self::describe::{pod_ref, refs};
 use super::context::{Context, Runtimes, Unobservable};
-use super::finding::{
-    CameFrom, CapabilityUse, ContainerRef, Finding, HostNamespaces, PodRef, Severity, Status,
-};
+use super::finding::{CapabilityUse, ContainerRef, Finding, PodRef, Severity, Status};
+use super::flight::{self, Recorder};
 use super::open::{Key, OpenFindings};
-use super::pods::Pod;
 use super::rules::{self, RuleId};
 use super::state::{Sizes, State};
 use super::view::{PodView, view};
@@ -77,6 +78,7 @@ pub struct Engine {
     past_checks: BTreeMap<(&'static str, bool), u64>,
     checks: BTreeMap<AggregateKey, AggregateValue>,
     budgets: Budgets,
+    flight: Recorder,
     now: Nanos,
 }
 
@@ -98,6 +100,7 @@ impl Engine {
             past_checks: BTreeMap::new(),
             checks: BTreeMap::new(),
             budgets: Budgets::default(),
+            flight: Recorder::new(flight::MAX_BYTES),
             now: Nanos(0),
         }
     }
@@ -170,6 +173,7 @@ impl Engine {
     }
 
     fn happened(&mut self, event: Event, out: &mut Vec<Output>) {
+        self.flight.saw(&event);
         let Event { time, hook, reasons, body } = event;
         match body {
             Body::CgroupMkdir(cgroup) => {
@@ -401,11 +405,13 @@ impl Engine {
             self.judge(container, out);
         }
         self.release(Some(self.now), out);
-        for (mut finding, container) in self.open.due(self.now) {
-            self.describe(&mut finding, container);
-            out.push(Output::Finding(Box::new(finding)));
+        for key in self.open.due(self.now) {
+            self.prove(&key, self.now);
+            out.extend(self.described(&key).map(|finding| Output::Finding(Box::new(finding))));
         }
+        self.lifecycle(out);
         let dead = self.state.tick(self.now);
+        self.forget_steps(&dead);
         self.open.forget(&dead);
         dead.iter().for_each(|container| self.budgets.forget(*container));
         out.extend(dead.into_iter().map(Output::Forget));
@@ -442,6 +448,7 @@ impl Engine {
         }
         for detection in found {
             let Some(key) = self.open.take(rule, detection, container) else { continue };
+            self.prove(&key, self.now);
             let Some(finding) = self.described(&key) else { continue };
             let until = Nanos(self.now.0.saturating_add(nanos(self.enrich_wait)));
             if !(self.can_learn_more(&finding) && self.open.hold(&key, until)) {
@@ -460,7 +467,7 @@ impl Engine {
     }
 
     fn say(&mut self, key: &Key, finding: Finding, out: &mut Vec<Output>) {
-        self.open.telling(key, finding.unknown.len());
+        self.open.telling(key, finding.unknown.len(), self.now);
         out.push(Output::Finding(Box::new(finding)));
     }
 
@@ -473,97 +480,10 @@ impl Engine {
             && (finding.pod.as_ref().is_some_and(nameless) || finding.container.as_ref().is_some_and(unnamed))
     }
 
-    /// The open finding with what is known of its container and pod.
-    fn described(&self, key: &Key) -> Option<Finding> {
-        let (finding, container) = self.open.get(key)?;
-        let mut finding = finding.clone();
-        self.describe(&mut finding, container);
-        Some(finding)
-    }
-
     /// Tells what is kept back, because the agent stops.
     pub fn flush(&mut self, out: &mut Vec<Output>) {
         self.release(None, out);
     }
-
-    /// Adds what is known of container and pod, and says what is not.
-    fn describe(&self, finding: &mut Finding, container: Option<CgroupId>) {
-        let context = self.context(container);
-        let (known, pod) = refs(&context);
-        finding.unknown.clear();
-        if known.is_none() {
-            finding.unknown.push("container: its cgroup was not seen");
-            return;
-        }
-        finding.container = known;
-        finding.pod = pod;
-        let came_from = finding.task.as_ref().map(|event| CgroupId(event.task.lineage.container));
-        finding.from = came_from.filter(|from| Some(*from) != container).and_then(|from| {
-            let (container, pod) = refs(&self.context(Some(from)));
-            container.map(|container| Box::new(CameFrom { container, pod }))
-        });
-        let Some((_, pod)) = context.pod else {
-            finding.unknown.push("pod: the cgroup path names none");
-            return;
-        };
-        if pod.spec().is_none() {
-            finding.unknown.push("pod name, namespace and labels: no source has told them");
-        }
-        if pod.declared().is_none() {
-            finding.unknown.push("spec.hostUsers, owner and service account: no Pod object was given");
-        }
-        if finding.container.as_ref().is_some_and(|known| known.kind.is_none() && !known.id.is_empty()) {
-            finding.unknown.push("container name and image: no source has told them");
-        }
-        if pod.record.is_none() {
-            finding.unknown.push("recorded range: kubelet has no record of a user namespace for this pod");
-        }
-    }
-}
-
-/// What is known of container and pod.
-fn refs(context: &Context<'_>) -> (Option<ContainerRef>, Option<PodRef>) {
-    let container = context.container.map(|container| {
-        let spec = context.pod.and_then(|(_, pod)| pod.container(&container.id));
-        let told = |text: String| (!text.is_empty()).then_some(text);
-        let kind = spec.as_ref().map(|spec| spec.kind);
-        let (name, image, image_digest) =
-            spec.map_or_else(Default::default, |spec| (told(spec.name), told(spec.image), spec.image_digest));
-        ContainerRef {
-            name,
-            kind,
-            image,
-            image_digest,
-            id: container.id.clone(),
-            runtime: container.runtime,
-            cgroup: container.cgroup,
-            cgroup_path: container.path.as_str().to_owned(),
-        }
-    });
-    let pod = context.pod.map(|(uid, pod)| pod_ref(uid, pod));
-    (container, pod)
-}
-
-fn pod_ref(uid: &PodUid, pod: &Pod) -> PodRef {
-    let mut known = PodRef { uid: uid.clone(), ..PodRef::default() };
-    if let Some((source, spec)) = pod.described() {
-        known.source = Some(source);
-        known.namespace = Some(spec.namespace.clone());
-        known.name = Some(spec.name.clone());
-        known.labels.clone_from(&spec.labels);
-        known.owner.clone_from(&spec.owner);
-        known.service_account.clone_from(&spec.service_account);
-        known.runtime_class.clone_from(&spec.runtime_class);
-    }
-    if let Some(spec) = pod.declared() {
-        known.host_users = spec.host_users;
-        let (network, pid, ipc) = (spec.host_network, spec.host_pid, spec.host_ipc);
-        known.host_namespaces = Some(HostNamespaces { network, pid, ipc });
-    }
-    if let Some(record) = &pod.record {
-        known.recorded_uid_map.clone_from(&record.uid_mappings);
-    }
-    known
 }
 
 fn nanos(time: Duration) -> u64 {

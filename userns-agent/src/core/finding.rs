@@ -2,7 +2,9 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::sync::Arc;
 
+use super::flight::Step;
 use crate::event::{CgroupId, ContainerKind, Extent, IdMap, Nanos, Owner, PodSource, PodUid, TaskEvent};
 
 /// A finding's identity: the same for all updates of one finding, and the same again when a recording is replayed.
@@ -175,8 +177,10 @@ pub enum Status {
     Opened,
     /// An update: `count` and what was used have grown.
     Updated,
-    /// The same again, with something about pod or container that was not known before.
+    /// The same again, with something about pod, container or what led to it that was not known before.
     Amended,
+    /// What it was about is gone.
+    Resolved,
 }
 
 impl Status {
@@ -187,8 +191,18 @@ impl Status {
             Self::Opened => "opened",
             Self::Updated => "updated",
             Self::Amended => "amended",
+            Self::Resolved => "resolved",
         }
     }
+}
+
+/// How a finding ended. That nothing of it runs any more undoes nothing that was done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Resolved {
+    /// When.
+    pub at: Nanos,
+    /// What is gone.
+    pub because: &'static str,
 }
 
 /// A broken promise.
@@ -196,7 +210,7 @@ impl Status {
 pub struct Finding {
     /// Identity.
     pub id: FindingId,
-    /// Opened, updated or amended.
+    /// Opened, updated, amended or resolved.
     pub status: Status,
     /// The rule, whose metadata ([`super::rules::Rule`]) completes the finding.
     pub rule: super::rules::RuleId,
@@ -228,6 +242,20 @@ pub struct Finding {
     pub calls: Vec<CallUse>,
     /// What is not known and why, for example that the pod's name needs a pods file.
     pub unknown: Vec<&'static str>,
+    /// What led to it: steps of the process, of its ancestors in the container and of its children, the oldest first.
+    pub evidence: Vec<Arc<Step>>,
+    /// Steps that were left out of it.
+    pub evidence_omitted: u64,
+    /// How it ended, once it has.
+    pub resolved: Option<Resolved>,
+}
+
+impl Finding {
+    /// When the latest of what it tells happened.
+    #[must_use]
+    pub fn told_at(&self) -> Nanos {
+        self.resolved.map_or(self.time, |resolved| resolved.at)
+    }
 }
 
 /// The id inside the namespace that `map` belongs to, for kernel id `kernel`; `None` if it has none there.

@@ -9,6 +9,7 @@ mod context;
 mod earlier;
 mod engine;
 pub mod finding;
+pub mod flight;
 mod open;
 mod pods;
 pub mod range;
@@ -16,6 +17,7 @@ pub mod rules;
 mod spans;
 mod state;
 mod view;
+pub mod windows;
 mod withheld;
 
 pub use context::{Context, Unobservable};

@@ -1,10 +1,15 @@
 //! Findings that are open: what is news, what repeats, what is told again.
 
+mod closing;
+
 use std::collections::{BTreeMap, VecDeque};
+
+pub(super) use closing::Fate;
 
 use super::earlier::{self, Earlier};
 use super::finding::{CallUse, CapabilityUse, Confidence, Finding, FindingId, Severity, Status};
 use super::rules::RuleId;
+use super::windows::UPDATE_NS;
 use crate::event::{CgroupId, Nanos, PodUid, ProcessId, TaskEvent, Told};
 
 /// What a finding is about: the same rule on the same scope is the same finding.
@@ -56,9 +61,6 @@ pub(super) struct Detection {
     pub(super) calls: Vec<CallUse>,
 }
 
-/// How long an update waits for more.
-const UPDATE_NS: u64 = 10_000_000_000;
-
 #[derive(Debug)]
 struct Open {
     finding: Finding,
@@ -71,6 +73,21 @@ struct Open {
     held: bool,
     /// How much was not known when it was last told.
     missing: usize,
+    /// Told by this run.
+    was_told: bool,
+    /// What it was about is gone: nothing of it is told any more.
+    closed: bool,
+    /// It outlives its container.
+    stays: bool,
+}
+
+/// A finding that was told a moment ago.
+#[derive(Debug)]
+struct Fresh {
+    told: Nanos,
+    key: Key,
+    /// What happened until then led to it.
+    until: Nanos,
 }
 
 /// Names an open finding.
@@ -92,6 +109,14 @@ pub(super) struct OpenFindings {
     pub(super) repeated: u64,
     /// Open findings that fell out because there were too many.
     pub(super) evicted: u64,
+    /// Findings told a moment ago, the earliest first.
+    fresh: VecDeque<Fresh>,
+    /// Findings with evidence, the one that got it first at the front.
+    proven: VecDeque<Key>,
+    /// Steps of evidence that are kept.
+    evidence: usize,
+    /// Findings whose evidence fell out because there was too much.
+    pub(super) evidence_evicted: u64,
 }
 
 impl OpenFindings {
@@ -105,18 +130,22 @@ impl OpenFindings {
             earlier: Earlier::default(),
             repeated: 0,
             evicted: 0,
+            fresh: VecDeque::new(),
+            proven: VecDeque::new(),
+            evidence: 0,
+            evidence_evicted: 0,
         }
     }
 
     /// How many are open.
     #[must_use]
     pub(super) fn len(&self) -> usize {
-        self.open.len()
+        self.all().count()
     }
 
     /// Every open finding and the container it is about.
     pub(super) fn all(&self) -> impl Iterator<Item = (&Finding, Option<CgroupId>)> {
-        self.open.values().map(|open| (&open.finding, open.container))
+        self.open.values().filter(|open| !open.closed).map(|open| (&open.finding, open.container))
     }
 
     /// Takes what a rule says. Returns the finding's key if it is news; a repetition is kept for an update. What an
@@ -156,10 +185,23 @@ impl OpenFindings {
             capabilities: detection.capabilities,
             calls: detection.calls,
             unknown: Vec::new(),
+            evidence: Vec::new(),
+            evidence_omitted: 0,
+            resolved: None,
         };
         let told_at = finding.time;
-        let open =
-            Open { told: told_at, finding, dirty: false, container, earlier: told, held: false, missing: 0 };
+        let open = Open {
+            told: told_at,
+            finding,
+            dirty: false,
+            container,
+            earlier: told,
+            held: false,
+            missing: 0,
+            was_told: false,
+            closed: false,
+            stays: false,
+        };
         let open = self.open.entry(key.clone()).or_insert(open);
         if resumed.is_some_and(|detection| !open.resume(&detection)) {
             self.repeated += 1;
@@ -175,9 +217,12 @@ impl OpenFindings {
     }
 
     /// Takes note that a finding is told now, with so much not known.
-    pub(super) fn telling(&mut self, key: &Key, missing: usize) {
+    pub(super) fn telling(&mut self, key: &Key, missing: usize, now: Nanos) {
         let Some(open) = self.open.get_mut(key) else { return };
         open.missing = missing;
+        if !std::mem::replace(&mut open.was_told, true) {
+            self.fresh.push_back(Fresh { told: now, key: key.clone(), until: open.finding.time });
+        }
         if std::mem::take(&mut open.held) {
             open.dirty = false;
             self.held.retain(|(_, held)| held != key);
@@ -203,7 +248,9 @@ impl OpenFindings {
     /// Findings about this container that were told with something not known, or wait to be told.
     #[must_use]
     pub(super) fn incomplete(&self, container: CgroupId) -> Vec<Key> {
-        let of = |open: &Open| open.container == Some(container) && (open.held || open.missing > 0);
+        let of = |open: &Open| {
+            open.container == Some(container) && !open.closed && (open.held || open.missing > 0)
+        };
         self.open.iter().filter(|(_, open)| of(open)).map(|(key, _)| key.clone()).collect()
     }
 
@@ -224,34 +271,38 @@ impl OpenFindings {
 
     fn evict(&mut self) {
         let told = self.open.iter().filter(|(_, open)| !open.held);
-        let oldest = told.min_by_key(|(_, open)| (open.finding.severity, open.told));
-        if let Some(key) = oldest.map(|(key, _)| key.clone()) {
-            self.open.remove(&key);
-            self.evicted += 1;
+        let oldest = told.min_by_key(|(_, open)| (!open.closed, open.finding.severity, open.told));
+        if let Some((key, closed)) = oldest.map(|(key, open)| (key.clone(), open.closed)) {
+            self.drop_finding(&key);
+            self.evicted += u64::from(!closed);
         }
     }
 
-    /// Updates that are due, with the container each is about.
-    pub(super) fn due(&mut self, now: Nanos) -> Vec<(Finding, Option<CgroupId>)> {
+    /// Updates that are due.
+    pub(super) fn due(&mut self, now: Nanos) -> Vec<Key> {
         let due = self
             .open
-            .values_mut()
-            .filter(|open| open.dirty && !open.held && now.0.saturating_sub(open.told.0) >= UPDATE_NS);
-        due.map(|open| {
+            .iter_mut()
+            .filter(|(_, open)| open.dirty && !open.held && !open.closed)
+            .filter(|(_, open)| now.0.saturating_sub(open.told.0) >= UPDATE_NS);
+        due.map(|(key, open)| {
             open.dirty = false;
             open.told = now;
             open.finding.status = Status::Updated;
-            (open.finding.clone(), open.container)
+            key.clone()
         })
         .collect()
     }
 
-    /// Closes findings about containers that are gone.
+    /// Forgets findings about containers that are gone.
     pub(super) fn forget(&mut self, containers: &[CgroupId]) {
         if containers.is_empty() {
             return;
         }
-        self.open.retain(|_, open| open.container.is_none_or(|container| !containers.contains(&container)));
+        let is_gone = |open: &Open| open.container.is_some_and(|container| containers.contains(&container));
+        self.open.retain(|_, open| open.stays || !is_gone(open));
+        self.evidence = self.open.values().map(|open| open.finding.evidence.len()).sum();
+        self.proven.retain(|key| self.open.contains_key(key));
         self.held.retain(|(_, key)| self.open.contains_key(key));
         self.earlier.forget(containers);
     }

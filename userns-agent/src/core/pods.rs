@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::state::KEEP_NS;
+use super::windows::KEEP_NS;
 use crate::event::{
     CgroupId, ContainerKind, ContainerSpec, KubeletRecord, Nanos, PodSource, PodSpec, Sandbox, UsernsMode,
 };

@@ -6,6 +6,7 @@ use std::ops::Bound;
 use super::finding::CapabilityUse;
 use super::pods::Pod;
 use super::spans::Spans;
+use super::windows::{KEEP_NS, RESOLVE_NS};
 use crate::cgroup;
 use crate::event::{
     Cgroup, CgroupId, IdMap, KubeletRecord, Nanos, PodSource, PodSpec, PodUid, ProcessId, Sandbox, TaskEvent,
@@ -45,6 +46,8 @@ pub struct Container {
     seen: Nanos,
     /// When its cgroup was removed.
     gone: Option<Nanos>,
+    /// That it is gone has been told.
+    closed: bool,
 }
 
 impl Container {
@@ -80,8 +83,6 @@ pub struct Intruder {
     pub late: bool,
 }
 
-/// How long what is gone stays resolvable.
-pub(super) const KEEP_NS: u64 = 60_000_000_000;
 /// How long an ended process stays resolvable: evidence and exits come by different rings.
 const KEEP_PROCESS_NS: u64 = 5_000_000_000;
 /// Processes on their way into one container that are followed at once.
@@ -460,6 +461,31 @@ impl State {
             event.args.clone_from(&process.args);
             event.path.clone_from(&process.path);
         }
+    }
+
+    /// Containers whose end is to be told now, once each, and when that was.
+    pub(super) fn closing(&mut self, now: Nanos) -> Vec<(CgroupId, Nanos)> {
+        let over = |since: Nanos| now.0.saturating_sub(since.0) >= RESOLVE_NS;
+        let due = |container: &mut Container| {
+            let gone = container.gone.filter(|since| !container.closed && over(*since))?;
+            container.closed = true;
+            Some((container.cgroup, gone))
+        };
+        self.containers.values_mut().filter_map(due).collect()
+    }
+
+    /// A live container of a pod, one that is more than the pod's own directory if there is one.
+    #[must_use]
+    pub(super) fn living(&self, pod: &PodUid) -> Option<CgroupId> {
+        let all = self.pods.get(pod)?.containers.iter().filter_map(|id| self.containers.get(id));
+        let live = all.filter(|container| container.gone.is_none());
+        live.min_by_key(|container| container.id.is_empty()).map(|container| container.cgroup)
+    }
+
+    /// Containers known, gone ones too.
+    #[must_use]
+    pub(super) fn nr_containers(&self) -> usize {
+        self.containers.len()
     }
 
     /// Forgets what has been gone for long; returns containers whose kernel rows can go as well.

@@ -3,10 +3,8 @@
 use std::collections::BTreeMap;
 
 use super::finding::{ContainerRef, PodRef};
+use super::windows::COLLECT_NS;
 use crate::event::{Budget, CgroupId, Nanos};
-
-/// How long counts are collected before they are told.
-const COLLECT_NS: u64 = 10_000_000_000;
 
 /// Records of one kind that the kernel withheld of one container. No rule rests on them: they explain.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -5,6 +5,8 @@ use std::fmt;
 use serde::Deserialize;
 use serde::de::{Deserializer, MapAccess, Visitor};
 
+use crate::core::{flight, windows};
+
 const SCHEMA: &str = include_str!("../../../docs/schema/v1.json");
 
 /// As much of a JSON schema as ours uses.
@@ -79,6 +81,7 @@ pub(super) fn page() -> Result<String, serde_json::Error> {
         [suppressed](../userns-agent/tests/golden/suppressed.json).\n",
         schema.description
     );
+    page.push_str(&life());
     let is_event = |name: &str| schema.one_of.iter().any(|event| event.referent() == Some(name));
     let (events, shared): (Vec<_>, Vec<_>) =
         schema.definitions.0.iter().partition(|(name, _)| is_event(name));
@@ -89,6 +92,45 @@ pub(super) fn page() -> Result<String, serde_json::Error> {
         section(&mut page, &format!("Type `{name}`"), name, definition);
     }
     Ok(page)
+}
+
+/// How findings come and go. Every number is the one that the code uses.
+fn life() -> String {
+    let seconds = |nanos: u64| {
+        let text = format!("{:.1}", nanos as f64 / 1e9);
+        format!("{} s", text.strip_suffix(".0").unwrap_or(&text))
+    };
+    let (update, resolve, keep) =
+        (seconds(windows::UPDATE_NS), seconds(windows::RESOLVE_NS), seconds(windows::KEEP_NS));
+    let (look_back, steps) = (seconds(windows::LOOK_BACK_NS), seconds(windows::KEEP_STEPS_NS));
+    let withheld = seconds(windows::COLLECT_NS);
+    let (each, told, mib) = (flight::MAX_STEPS, flight::MAX_TOLD, flight::MAX_BYTES >> 20);
+    format!(
+        "\n## The life of a finding\n\n\
+        A finding is what one rule says of one process, container, pod or pair of pods: whatever repeats itself about \
+        the same is the same finding, with one `finding.id`, also after a restart of the agent on the same boot.\n\n\
+        | Status | Told |\n|---|---|\n\
+        | `opened` | At once; one that is not critical waits up to `enrich_wait` for names. |\n\
+        | `updated` | When it happened again or more: what comes within {update} of the last line is put together. \
+        `count`, `first_seen` and `last_seen`, and the counts of `capabilities` and `calls`, are of all there was. |\n\
+        | `amended` | When pod or container have become known, and once, {look_back} after the first line, if records that \
+        came by another way add to the evidence. |\n\
+        | `resolved` | Once, {resolve} after the container is gone (of a pod: its last container; of two pods: either), \
+        with how long it was open and the final counts. Only of findings that were told. |\n\n\
+        That a finding is resolved means that nothing of it runs any more. It undoes nothing that was done. A finding about \
+        a process that left its container's cgroup is not resolved with the container: nothing shows that the process, \
+        and what it made, have ended. Neither are those whose container went while no agent ran. What is gone stays \
+        known for {keep}, so that late records find their pod.\n\n\
+        `evidence` tells how it came about. The agent remembers the first {} and the last {} steps of each process, for \
+        {steps} after its end, and longer as long as one that it made lives. A finding gets those of its process, then of \
+        its ancestors in the container, then of its latest children: {told} at most, and `evidence_omitted` says how many \
+        there were in between. All steps together take {mib} MiB at most; beyond that the container that has the most \
+        loses some, which `userns_core_evictions_total{{table=\"flight\"}}` counts.\n\n\
+        Records that the kernel withheld of a container are told as `suppressed` at once the first time, then every \
+        {withheld}.\n",
+        flight::FIRST_STEPS,
+        each - flight::FIRST_STEPS,
+    )
 }
 
 fn section(page: &mut String, title: &str, name: &str, definition: &Schema) {

@@ -7,11 +7,12 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde::Deserialize;
+use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use crate::event::Extent;
 
-use crate::sink::local::PODS;
+use crate::sink::local::{FINDINGS, PODS};
 
 /// How long the agent may take.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -157,12 +158,34 @@ struct Body {
     pods: Vec<Known>,
 }
 
-/// Asks the agent on `socket`.
+/// What the agent answers about findings.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+pub struct KnownFindings {
+    /// Those asked for, as findings' lines are; the first of them if they are many.
+    pub findings: Vec<Value>,
+    /// Ids of all that are open.
+    pub open: Vec<String>,
+}
+
+/// Asks the agent on `socket` for the pods.
 ///
 /// # Errors
 ///
 /// [`AskError`]; [`AskError::NoAgent`] is no mistake of anybody's.
 pub fn ask(socket: &Path) -> Result<Vec<Known>, AskError> {
+    get(socket, PODS).map(|body: Body| body.pods)
+}
+
+/// Asks the agent on `socket` for open findings whose id begins so.
+///
+/// # Errors
+///
+/// As [`ask`].
+pub fn findings(socket: &Path, beginning: &str) -> Result<KnownFindings, AskError> {
+    get(socket, &format!("{FINDINGS}{beginning}"))
+}
+
+fn get<T: DeserializeOwned>(socket: &Path, path: &str) -> Result<T, AskError> {
     let io = |source| AskError::Io { path: socket.to_owned(), source };
     let mut stream = match UnixStream::connect(socket) {
         Ok(stream) => stream,
@@ -172,7 +195,8 @@ pub fn ask(socket: &Path) -> Result<Vec<Known>, AskError> {
         Err(error) => return Err(io(error)),
     };
     stream.set_read_timeout(Some(PATIENCE)).map_err(io)?;
-    write!(stream, "GET {PODS} HTTP/1.1\r\nhost: agent\r\nconnection: close\r\n\r\n").map_err(io)?;
+    let request = format!("GET {path} HTTP/1.1\r\nhost: agent\r\nconnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).map_err(io)?;
     let mut answer = Vec::new();
     stream.take(MAX_BYTES).read_to_end(&mut answer).map_err(io)?;
     body(&answer).ok_or_else(|| {
@@ -181,16 +205,19 @@ pub fn ask(socket: &Path) -> Result<Vec<Known>, AskError> {
     })
 }
 
-fn body(answer: &[u8]) -> Option<Vec<Known>> {
+fn body<T: DeserializeOwned>(answer: &[u8]) -> Option<T> {
     let end = answer.windows(4).position(|window| window == b"\r\n\r\n")?;
     let (head, body) = (answer.get(..end)?, answer.get(end + 4..)?);
-    let body: Body = serde_json::from_slice(head.starts_with(b"HTTP/1.1 200 ").then_some(body)?).ok()?;
-    Some(body.pods)
+    serde_json::from_slice(head.starts_with(b"HTTP/1.1 200 ").then_some(body)?).ok()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn body(answer: &[u8]) -> Option<Vec<Known>> {
+        super::body(answer).map(|body: Body| body.pods)
+    }
 
     #[test]
     fn an_answer_is_told_from_a_refusal() {

@@ -4,11 +4,12 @@
 //! can neither move the cursor nor colour, hide or reorder what stands around it.
 
 use std::fmt::Write as _;
+use std::time::Duration;
 
 use super::names::{capability as capability_name, error as error_name};
 use super::report::{AgentEvent, AgentState, Suppressed, WallClock};
 use super::text::{escape, escape_into};
-use crate::core::finding::{ContainerRef, Finding, PodRef, Severity, Status, to_container};
+use crate::core::finding::{ContainerRef, Finding, PodRef, Resolved, Severity, Status, to_container};
 use crate::core::rules::Rule;
 use crate::event::{Ids, Nanos, Task, TaskEvent};
 
@@ -44,8 +45,9 @@ pub fn format(finding: &Finding, rule: &Rule, style: &Style) -> String {
         Status::Opened => String::new(),
         Status::Updated => format!(" (update, {} in all)", finding.count),
         Status::Amended => " (more is known of it)".to_owned(),
+        Status::Resolved => format!(" (resolved, {} in all)", finding.count),
     };
-    out.paint(DIM, &time_of_day(style, finding.time));
+    out.paint(DIM, &time_of_day(style, finding.told_at()));
     out.text.push(' ');
     out.paint(severity_color(finding.severity), &format!("{:<8}", finding.severity.name().to_uppercase()));
     out.text.push(' ');
@@ -64,6 +66,11 @@ pub fn format(finding: &Finding, rule: &Rule, style: &Style) -> String {
     if let Some(used) = used(finding) {
         out.row("used", &used);
     }
+    if let Some(Resolved { at, because }) = finding.resolved {
+        let open = Duration::from_secs(at.since(finding.first).as_secs());
+        out.row("resolved", &format!("{because}, after {}", humantime::format_duration(open)));
+    }
+    out.row("more", &format!("userns-agent explain {}", finding.id));
     out.text
 }
 
@@ -260,8 +267,24 @@ mod tests {
   ids      euid 0 → unmapped, egid 0 → unmapped, uid 1049576 → 1000, gid 1048576 → 0 (host → container)
   why      `sh` (pid 4242) of the pod works with credentials of the host's user namespace
   used     CAP_SYS_ADMIN granted 2×, CAP_63 denied 1×, setns EPERM 4×, setns succeeded 1×, setns error -999 1×
+  more     userns-agent explain cbf29ce484222325
 ";
         assert_eq!(text, expected);
+    }
+
+    #[test]
+    fn the_end_of_a_finding_says_how_long_it_was_open() {
+        let resolved = Some(Resolved { at: Nanos(245_000_000_000), because: "the pod is gone" });
+        let text = format(
+            &Finding { status: Status::Resolved, resolved, ..sample::finding() },
+            &sample::RULE,
+            &STYLE,
+        );
+        assert!(
+            text.starts_with("00:04:05.000 CRITICAL I0 A rule for tests (resolved, 3 in all)\n"),
+            "{text}"
+        );
+        assert!(text.contains("\n  resolved the pod is gone, after 2m 5s\n"), "{text}");
     }
 
     #[test]
@@ -271,7 +294,7 @@ mod tests {
         let text = format(&finding, &sample::RULE, &STYLE);
         assert!(text.starts_with("00:02:03.456 CRITICAL I0 A rule for tests (update, 3 in all)\n"), "{text}");
         assert!(text.contains("  in       unknown pod, unknown container\n"), "{text}");
-        assert_eq!(text.lines().count(), 3);
+        assert_eq!(text.lines().count(), 4);
     }
 
     #[test]
@@ -289,7 +312,7 @@ mod tests {
         let pod = finding.pod.as_mut().unwrap();
         (pod.namespace, pod.name) = (Some(hostile.to_owned()), Some(hostile.to_owned()));
         let text = format(&finding, &sample::RULE, &STYLE);
-        assert_eq!(text.lines().count(), 7, "{text}");
+        assert_eq!(text.lines().count(), 8, "{text}");
         assert!(!text.chars().any(|c| c != '\n' && super::super::text::is_deceptive(c)), "{text:?}");
         assert!(text.contains("process  \\u{1b}]0;owned\\u{7}\\u{1b}[2J\\r\\n\\u{9b}31m"), "{text}");
         let painted = format(&finding, &sample::RULE, &Style { color: true, ..STYLE });

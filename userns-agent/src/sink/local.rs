@@ -1,6 +1,6 @@
 //! The local socket: what the agent knows of the pods, for root on this node.
 //!
-//! HTTP/1.1 over a Unix stream socket, one request a connection: `GET /v1/pods` answers JSON. Only the agent's own
+//! HTTP/1.1 over a Unix stream socket, one request a connection: `GET /v1/pods` and `GET /v1/findings/ID` answer JSON. Only the agent's own
 //! user may open the socket, in a directory that is that user's alone, and each peer's credentials are looked at
 //! besides. The event loop is asked for a snapshot; a client that is slow, silent or one of many costs it nothing.
 
@@ -27,8 +27,10 @@ use tokio::time::{sleep, timeout};
 
 use super::Metrics;
 
-/// The path that answers.
+/// The path that answers with the pods.
 pub const PODS: &str = "/v1/pods";
+/// The path, before the beginning of a finding's id, that answers with open findings.
+pub const FINDINGS: &str = "/v1/findings/";
 /// Connections at a time; others wait.
 const MAX_CONNECTIONS: usize = 8;
 /// Time for a request and its answer.
@@ -65,8 +67,32 @@ pub enum LocalError {
     },
 }
 
+/// What the event loop can be asked for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Wanted {
+    /// The pods.
+    Pods,
+    /// Open findings whose id begins so.
+    Findings(String),
+}
+
+impl Wanted {
+    fn of(path: &str) -> Option<Self> {
+        match path.strip_prefix(FINDINGS) {
+            Some(beginning) => Some(Self::Findings(beginning.to_owned())),
+            None => (path == PODS).then_some(Self::Pods),
+        }
+    }
+}
+
 /// Asks the event loop for what it knows: it sends JSON back.
-pub type Query = oneshot::Sender<Vec<u8>>;
+#[derive(Debug)]
+pub struct Query {
+    /// For what.
+    pub wanted: Wanted,
+    /// Where the answer goes.
+    pub reply: oneshot::Sender<Vec<u8>>,
+}
 
 /// The socket, removed with the value.
 #[derive(Debug)]
@@ -166,11 +192,11 @@ async fn answer(request: &Request<Incoming>, queries: &mpsc::Sender<Query>) -> R
     if request.method() != Method::GET {
         return plain(StatusCode::METHOD_NOT_ALLOWED, "only GET is answered\n");
     }
-    if request.uri().path() != PODS {
-        return plain(StatusCode::NOT_FOUND, "there is /v1/pods\n");
-    }
+    let Some(wanted) = Wanted::of(request.uri().path()) else {
+        return plain(StatusCode::NOT_FOUND, "there are /v1/pods and /v1/findings/ID\n");
+    };
     let (reply, told) = oneshot::channel();
-    let asked = queries.send(reply).await.is_ok();
+    let asked = queries.send(Query { wanted, reply }).await.is_ok();
     match told.await {
         Ok(json) if asked => {
             let mut response = Response::new(Full::from(Bytes::from(json)));
@@ -208,8 +234,12 @@ mod tests {
                 let server = bind(&path).unwrap();
                 tokio::spawn(serve(server, queries, metrics, user));
                 tokio::spawn(async move {
-                    while let Some(reply) = asked.recv().await {
-                        let _ = reply.send(b"[\"pods\"]\n".to_vec());
+                    while let Some(Query { wanted, reply }) = asked.recv().await {
+                        let answer = match wanted {
+                            Wanted::Pods => "[\"pods\"]\n".to_owned(),
+                            Wanted::Findings(beginning) => format!("[\"{beginning}\"]\n"),
+                        };
+                        let _ = reply.send(answer.into_bytes());
                     }
                 });
             });
@@ -241,6 +271,8 @@ mod tests {
         let served = Served::new(own());
         let answer = served.ask(GET);
         assert!(answer.starts_with("HTTP/1.1 200") && answer.ends_with("[\"pods\"]\n"), "{answer}");
+        let finding = served.ask(&GET.replace("pods", "findings/cbf2"));
+        assert!(finding.starts_with("HTTP/1.1 200") && finding.ends_with("[\"cbf2\"]\n"), "{finding}");
         for (request, status) in [
             ("GET / HTTP/1.1\r\nhost: a\r\n\r\n", "404"),
             ("PUT /v1/pods HTTP/1.1\r\nhost: a\r\n\r\n", "405"),

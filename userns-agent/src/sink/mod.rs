@@ -18,10 +18,11 @@ mod names;
 mod process;
 pub mod queue;
 pub mod report;
+mod respond;
 #[cfg(test)]
 mod sample;
 mod sinks;
-mod text;
+pub(crate) mod text;
 mod writer;
 
 pub use metrics::Metrics;

@@ -33,7 +33,7 @@ pub struct Limits {
 }
 
 impl Default for Limits {
-    /// A finding is about 4 KiB of JSON: room for 500 and 4000 of them.
+    /// A finding is about 8 KiB of JSON: room for 250 and 2000 of them.
     fn default() -> Self {
         Self { ordinary: 2 << 20, urgent: 16 << 20 }
     }

@@ -1,15 +1,17 @@
 //! A finding with everything in it, for tests.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use super::report::{AgentEvent, AgentState, ProbeReport, Suppressed, WallClock};
 use crate::core::finding::{
     CallUse, CameFrom, CapabilityUse, Confidence, ContainerRef, Finding, FindingId, HostNamespaces, PodRef,
     Severity, Status,
 };
+use crate::core::flight::{Deed, Ids, Step};
 use crate::core::rules::{Rule, RuleId};
 use crate::event::{
-    Ancestor, Call, CapSets, CgroupId, ContainerKind, Extent, IdMap, Ids, Image, Lineage, Namespaces, Nanos,
+    self, Ancestor, Call, CapSets, CgroupId, ContainerKind, Extent, IdMap, Image, Lineage, Namespaces, Nanos,
     Operation, Owner, PodSource, PodUid, ProcessId, Relation, Task, TaskEvent, UserNs, lineage, origin,
     reason, state,
 };
@@ -54,7 +56,7 @@ fn task() -> Task {
         tid: 4243,
         ns_pid: Some(17),
         overridden: false,
-        ids: Ids { uid: HOST_BASE + 1000, gid: HOST_BASE, ..Ids::default() },
+        ids: event::Ids { uid: HOST_BASE + 1000, gid: HOST_BASE, ..event::Ids::default() },
         caps: CapSets {
             permitted: (1 << 41) - 1,
             effective: (1 << 21) | (1 << 41),
@@ -95,22 +97,55 @@ pub(super) fn task_event() -> TaskEvent {
     };
     TaskEvent {
         task: task(),
-        call: Some(Call {
-            operation: Operation::MountSetattr,
-            capability: None,
-            relation: Relation::Host,
-            ret: -1,
-            target_inum: 4_026_531_837,
-            target_level: 0,
-            // the same number on every architecture
-            syscall: Some(442),
-            flags: 0x10_0001,
-        }),
+        call: Some(call()),
         foreign: 0,
         ancestors: vec![parent(4200, "containerd-shim"), parent(1, "systemd")],
         path: "/bin/busybox".into(),
         args: vec!["sh".into(), "-c".into(), "echo \"a\tb\"".into()],
         cut: true,
+    }
+}
+
+/// The way from the runtime's entry to the finding.
+fn evidence() -> Vec<Arc<Step>> {
+    let root = (HOST_BASE, Some(0));
+    let inside = Ids { uid: root, gid: root, euid: root, egid: root };
+    let step = |second, hook, deed, comm: &str, pid, ids| {
+        let process = ProcessId { pid, start: Nanos(100 * SECOND) };
+        let time = Nanos(second * SECOND);
+        let userns = if ids == inside { pod_userns().inum } else { host_userns().inum };
+        let (comm, ns_pid) = (comm.into(), Some(17));
+        Arc::new(Step { time, last: time, count: 1, hook, deed, process, ns_pid, comm, ids, userns })
+    };
+    let host = Ids { uid: (0, None), gid: (0, None), euid: (0, None), egid: (0, None) };
+    let entered = Deed::Entered { origin: origin::ATTACHED, reasons: 0 };
+    let shell = Deed::Executed {
+        path: "/bin/busybox".into(),
+        args: vec!["sh".into(), "-c".into(), "echo \"a\tb\"".into()],
+        reasons: 0,
+    };
+    let asked = Deed::Asked(Call { capability: Some(21), operation: Operation::Capability, ..call() });
+    let left = Deed::Contradicted { reasons: reason::LEFT_USERNS, foreign: 0 };
+    vec![
+        step(90, "cgroup_attach_task", entered, "runc:[2:INIT]", 4230, host),
+        step(91, "setns", Deed::Inside, "runc:[2:INIT]", 4230, inside),
+        step(100, "sched_process_exec", shell, "sh", 4242, inside),
+        step(120, "cap_capable", asked, "sh", 4242, inside),
+        step(123, "sched_process_exit", left, "sh", 4242, host),
+    ]
+}
+
+fn call() -> Call {
+    Call {
+        operation: Operation::MountSetattr,
+        capability: None,
+        relation: Relation::Host,
+        ret: -1,
+        target_inum: 4_026_531_837,
+        target_level: 0,
+        // the same number on every architecture
+        syscall: Some(442),
+        flags: 0x10_0001,
     }
 }
 
@@ -169,6 +204,9 @@ pub(super) fn finding() -> Finding {
         ],
         calls: vec![call(-1, 4), call(0, 1), call(-999, 1)],
         unknown: vec!["runtime images: none was found"],
+        evidence: evidence(),
+        evidence_omitted: 2,
+        resolved: None,
     }
 }
 
@@ -183,6 +221,8 @@ pub(super) fn bare() -> Finding {
         capabilities: Vec::new(),
         calls: Vec::new(),
         unknown: Vec::new(),
+        evidence: Vec::new(),
+        evidence_omitted: 0,
         ..finding()
     }
 }

@@ -159,12 +159,20 @@ impl Sinks {
         self
     }
 
+    /// What renders lines of JSON.
+    #[must_use]
+    pub fn renderer(&self) -> &json::Renderer {
+        &self.renderer
+    }
+
     /// Tells a finding.
     pub fn finding(&self, finding: &Finding, clock: WallClock) {
         let rule = rules::rule(finding.rule);
         let about = match finding.status {
             Status::Opened => About::Opened(finding.time, finding.severity),
-            Status::Updated | Status::Amended => About::Updated(finding.id, finding.severity),
+            Status::Updated | Status::Amended | Status::Resolved => {
+                About::Updated(finding.id, finding.severity)
+            }
         };
         let memory = self.memory.as_ref();
         let receipt = memory.and_then(|memory| Receipt::new(memory, finding, self.outputs.len()));

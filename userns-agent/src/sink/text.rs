@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 /// Whether a character can move, hide or reorder what stands around it: controls, line and paragraph
 /// separators, bidirectional and invisible formatting.
-pub(super) fn is_deceptive(c: char) -> bool {
+pub(crate) fn is_deceptive(c: char) -> bool {
     c.is_control()
         || matches!(c,
             '\u{ad}' | '\u{61c}' | '\u{180e}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}'
@@ -29,7 +29,7 @@ pub(super) fn escape_into(out: &mut String, text: &str) {
 }
 
 /// `text` with every deceptive character written out.
-pub(super) fn escape(text: &str) -> String {
+pub(crate) fn escape(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     escape_into(&mut out, text);
     out

@@ -5,8 +5,10 @@
 
 mod attempts;
 mod engine;
+mod evidence;
 mod foreign;
 mod ids;
+mod lifecycle;
 mod nested;
 mod pods;
 mod restart;

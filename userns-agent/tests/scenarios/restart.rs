@@ -78,6 +78,20 @@ fn what_was_told_is_recognised_and_counted_as_repeated() {
 }
 
 #[test]
+fn what_an_earlier_run_told_is_resolved_by_this_one() {
+    let mut first = World::new();
+    ignored(&mut first);
+    let told = first.only(RuleId::I3).clone();
+    let mut second = restarted(&first);
+    let container = ignored_before(&mut second);
+    second.silent();
+    second.ends(container, 50);
+    second.pass(61 * SECOND);
+    let ended: Vec<_> = second.findings.iter().map(|it| (it.status, it.id, it.first, it.count)).collect();
+    assert_eq!(ended, [(Status::Resolved, told.id, told.first, told.count)]);
+}
+
+#[test]
 fn what_was_decided_but_not_told_comes_again_as_new() {
     let mut first = World::new();
     ignored(&mut first);

@@ -250,6 +250,11 @@ impl World {
         self.now += nanos;
     }
 
+    /// What follows was recorded so much earlier: records come by two rings.
+    pub(crate) fn rewind(&mut self, nanos: u64) {
+        self.now -= nanos;
+    }
+
     /// A container's process ends, and its cgroups go.
     pub(crate) fn ends(&mut self, container: u64, pid: u32) {
         self.exits(container, pid);

@@ -3,7 +3,9 @@
 use std::collections::BTreeMap;
 
 use super::{Engine, check_label};
+use crate::core::finding::Severity;
 use crate::core::pods::Promise;
+use crate::core::rules::RuleId;
 
 /// Numbers for metrics.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -24,6 +26,10 @@ pub struct Stats {
     pub processes: usize,
     /// Findings open.
     pub open: usize,
+    /// Of these, by rule and severity.
+    pub open_by: BTreeMap<(RuleId, Severity), usize>,
+    /// Bytes of steps in the flight recorder.
+    pub flight_bytes: usize,
     /// Detections folded into open findings.
     pub repeated: u64,
     /// Findings of earlier runs that were found again.
@@ -58,6 +64,12 @@ impl Engine {
         }
         let mut evicted = self.state.evicted.clone();
         evicted.insert("findings", self.open.evicted);
+        evicted.insert("flight", self.flight.evicted);
+        evicted.insert("evidence", self.open.evidence_evicted);
+        let mut open_by = BTreeMap::new();
+        for (finding, _) in self.open.all() {
+            *open_by.entry((finding.rule, finding.severity)).or_default() += 1;
+        }
         let promised = |what| self.state.pods().filter(|(_, pod)| pod.promise() == what).count();
         Stats {
             pods: self.state.pods().count(),
@@ -73,6 +85,8 @@ impl Engine {
                 .count(),
             processes: self.state.nr_processes(),
             open: self.open.len(),
+            open_by,
+            flight_bytes: self.flight.bytes(),
             repeated: self.open.repeated,
             recognised: self.open.earlier.recognised,
             evicted,

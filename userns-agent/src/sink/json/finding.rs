@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 
 use super::Envelope;
+use super::evidence::{End, Response, StepLine};
 use super::process::{Extents, Process, SystemCall, recorded};
 use crate::core::finding::{CallUse, CameFrom, CapabilityUse, ContainerRef, Finding, PodRef};
 use crate::core::rules::{ATTACK_VERSION, Rule};
@@ -26,6 +27,9 @@ pub(super) struct FindingLine<'a> {
     operation: Option<Operation>,
     capabilities: Vec<Capability>,
     calls: Vec<UsedCall>,
+    evidence: Vec<StepLine<'a>>,
+    evidence_omitted: u64,
+    response: Response,
 }
 
 #[derive(Serialize)]
@@ -39,6 +43,7 @@ struct Head<'a> {
     first_seen: String,
     last_seen: String,
     unknown: &'a [&'static str],
+    resolved: Option<End>,
 }
 
 #[derive(Serialize)]
@@ -232,6 +237,7 @@ impl UsedCall {
 impl<'a> FindingLine<'a> {
     pub(super) fn new(envelope: Envelope<'a>, finding: &'a Finding, rule: &Rule, clock: WallClock) -> Self {
         let task = finding.task.as_deref();
+        let response = Response::new(finding, rule, envelope.node);
         Self {
             envelope,
             finding: Head {
@@ -254,6 +260,7 @@ impl<'a> FindingLine<'a> {
                 first_seen: clock.rfc3339(finding.first),
                 last_seen: clock.rfc3339(finding.time),
                 unknown: &finding.unknown,
+                resolved: End::new(finding, clock),
             },
             pod: finding.pod.as_ref().map(Pod::new),
             container: finding.container.as_ref().map(Container::new),
@@ -263,6 +270,9 @@ impl<'a> FindingLine<'a> {
             operation: task.and_then(|event| event.call.as_ref()).map(Operation::new),
             capabilities: finding.capabilities.iter().map(Capability::new).collect(),
             calls: finding.calls.iter().map(UsedCall::new).collect(),
+            evidence: finding.evidence.iter().map(|step| StepLine::new(step, clock)).collect(),
+            evidence_omitted: finding.evidence_omitted,
+            response,
         }
     }
 }

@@ -42,7 +42,7 @@ impl Formatter for OneLine {
 }
 
 /// A typical finding's length.
-const CAPACITY: usize = 6 << 10;
+const CAPACITY: usize = 12 << 10;
 
 /// `value` and an end of line.
 pub(super) fn line<T: Serialize>(value: &T) -> Result<Vec<u8>, serde_json::Error> {

@@ -4,6 +4,7 @@
 //! types stay free to change. docs/schema/v1.json is the schema; every field it lists is always there, `null`
 //! where nothing is known.
 
+mod evidence;
 mod finding;
 mod format;
 mod pods;
@@ -18,14 +19,17 @@ use serde::Serialize;
 
 use super::metrics::Loss;
 use super::report::{AgentEvent, ProbeReport, Status, Suppressed, WallClock};
-use crate::core::finding::{Finding, Severity};
-use crate::core::rules::Rule;
+use crate::core::finding::{Finding, FindingId, Severity};
+use crate::core::rules::{self, Rule};
 use crate::event::Nanos;
 
 /// Name and version of the schema of lines.
 pub const SCHEMA: &str = "userns-agent/v1";
 /// Name and version of the schema of `/status`.
 pub const STATUS_SCHEMA: &str = "userns-agent/status/v1";
+
+/// Name and version of the schema of the local socket's answer about findings.
+const FINDINGS_SCHEMA: &str = "userns-agent/findings/v1";
 
 /// Renders lines for one node.
 #[derive(Clone, Debug)]
@@ -88,6 +92,14 @@ struct SuppressedLine<'a> {
     container: Option<finding::Container<'a>>,
 }
 
+#[derive(Serialize)]
+struct FindingsBody<'a> {
+    schema: &'static str,
+    version: &'static str,
+    findings: Vec<finding::FindingLine<'a>>,
+    open: Vec<String>,
+}
+
 impl Renderer {
     /// Renders lines for the node of this name.
     #[must_use]
@@ -106,8 +118,31 @@ impl Renderer {
         rule: &Rule,
         clock: WallClock,
     ) -> Result<Vec<u8>, serde_json::Error> {
-        let envelope = self.envelope("finding", finding.time, clock);
+        let envelope = self.envelope("finding", finding.told_at(), clock);
         format::line(&finding::FindingLine::new(envelope, finding, rule, clock))
+    }
+
+    /// What the local socket answers about findings: some of them whole, and the ids of all that are open.
+    ///
+    /// # Errors
+    ///
+    /// As [`Renderer::finding`].
+    pub fn findings(
+        &self,
+        findings: &[Finding],
+        open: &[FindingId],
+        clock: WallClock,
+    ) -> Result<Vec<u8>, serde_json::Error> {
+        let line = |finding| {
+            let envelope = self.envelope("finding", Finding::told_at(finding), clock);
+            finding::FindingLine::new(envelope, finding, rules::rule(finding.rule), clock)
+        };
+        format::line(&FindingsBody {
+            schema: FINDINGS_SCHEMA,
+            version: env!("CARGO_PKG_VERSION"),
+            findings: findings.iter().map(line).collect(),
+            open: open.iter().map(ToString::to_string).collect(),
+        })
     }
 
     /// What the agent tells about itself, with its end of line.

@@ -17,6 +17,7 @@ pub(super) struct Process<'a> {
     pid: u32,
     tid: u32,
     pid_in_container: Option<u32>,
+    ppid: Option<u32>,
     start_time: String,
     comm: &'a str,
     executable: Option<&'a str>,
@@ -51,6 +52,7 @@ impl<'a> Process<'a> {
             pid: task.process.pid,
             tid: task.tid,
             pid_in_container: task.ns_pid,
+            ppid: event.ancestors.first().map(|parent| parent.process.pid),
             start_time: clock.rfc3339(task.process.start),
             comm: task.comm.as_str(),
             executable: (!path.is_empty()).then_some(path),
@@ -65,7 +67,7 @@ impl<'a> Process<'a> {
             namespaces: OtherNamespaces::new(&task.ns),
             cgroup: cgroup(task),
             lineage: LineageView::new(&task.lineage, clock),
-            ancestors: event.ancestors.iter().map(|ancestor| AncestorView::new(ancestor, clock)).collect(),
+            ancestors: event.ancestors.iter().map(|it| AncestorView::new(it, &view, clock)).collect(),
         }
     }
 }
@@ -75,7 +77,7 @@ fn cgroup(task: &Task) -> Option<CgroupRef> {
 }
 
 /// The same for all lines about a process, and for no other process until the node boots again.
-fn process_id(process: ProcessId) -> String {
+pub(super) fn process_id(process: ProcessId) -> String {
     format!("{}-{}", process.pid, process.start.0)
 }
 
@@ -114,9 +116,9 @@ struct View<'a> {
 }
 
 #[derive(Serialize)]
-struct Id {
-    host: u32,
-    container: Option<u32>,
+pub(super) struct Id {
+    pub(super) host: u32,
+    pub(super) container: Option<u32>,
 }
 
 impl Id {
@@ -270,21 +272,28 @@ impl LineageView {
 }
 
 #[derive(Serialize)]
+struct AncestorIds {
+    euid: Id,
+}
+
+#[derive(Serialize)]
 struct AncestorView<'a> {
     id: String,
     pid: u32,
     comm: &'a str,
     euid: u32,
+    ids: AncestorIds,
     start_time: String,
 }
 
 impl<'a> AncestorView<'a> {
-    fn new(ancestor: &'a Ancestor, clock: WallClock) -> Self {
+    fn new(ancestor: &'a Ancestor, view: &View<'_>, clock: WallClock) -> Self {
         Self {
             id: process_id(ancestor.process),
             pid: ancestor.process.pid,
             comm: ancestor.comm.as_str(),
             euid: ancestor.euid,
+            ids: AncestorIds { euid: Id::new(view.uid, ancestor.euid) },
             start_time: clock.rfc3339(ancestor.process.start),
         }
     }

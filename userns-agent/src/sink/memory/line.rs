@@ -31,6 +31,16 @@ struct Row {
     severity: String,
     capabilities: Vec<(u32, bool, u64, Option<u32>)>,
     calls: Vec<(String, i32, u64)>,
+    /// It has ended, and that was told: there is nothing to remember.
+    #[serde(default)]
+    resolved: bool,
+}
+
+/// A line as read.
+pub(super) struct Parsed {
+    pub(super) told: Told,
+    pub(super) line: String,
+    pub(super) resolved: bool,
 }
 
 /// What is to be remembered of a finding; `None` if it is about no container.
@@ -77,13 +87,14 @@ pub(super) fn format(told: &Told, finding: &Finding) -> String {
         "severity": finding.severity.name(),
         "capabilities": capabilities,
         "calls": calls,
+        "resolved": finding.resolved.is_some(),
     });
     format!("{row}\n")
 }
 
 /// What a file says of the boot `boot`, each with its line, and why the rest of it is of no use. That it is about
 /// another boot is no fault.
-pub(super) fn parse(bytes: &[u8], boot: &str) -> (Vec<(Told, String)>, Vec<String>) {
+pub(super) fn parse(bytes: &[u8], boot: &str) -> (Vec<Parsed>, Vec<String>) {
     let mut lines = bytes.split(|byte| *byte == b'\n').filter(|line| !line.is_empty());
     let Some(first) = lines.next() else { return (Vec::new(), Vec::new()) };
     match serde_json::from_slice::<Header>(first) {
@@ -98,14 +109,16 @@ pub(super) fn parse(bytes: &[u8], boot: &str) -> (Vec<(Told, String)>, Vec<Strin
     let mut refused = Vec::new();
     for (number, line) in (2..).zip(lines) {
         match row(line) {
-            Ok(told) => found.push((told, format!("{}\n", String::from_utf8_lossy(line)))),
+            Ok((told, resolved)) => {
+                found.push(Parsed { told, line: format!("{}\n", String::from_utf8_lossy(line)), resolved });
+            }
             Err(error) => refused.push(format!("line {number} is broken: {error}")),
         }
     }
     (found, refused)
 }
 
-fn row(line: &[u8]) -> Result<Told, String> {
+fn row(line: &[u8]) -> Result<(Told, bool), String> {
     let row: Row = serde_json::from_slice(line).map_err(|error| error.to_string())?;
     let id = u64::from_str_radix(&row.id, 16).map(FindingId).map_err(|error| error.to_string())?;
     let severity = Severity::ALL.iter().find(|severity| severity.name() == row.severity);
@@ -116,7 +129,7 @@ fn row(line: &[u8]) -> Result<Told, String> {
         let operation = operation(&name).ok_or_else(|| format!("unknown call {name:.40}"))?;
         Ok(ToldCall { operation, ret, count })
     };
-    Ok(Told {
+    let told = Told {
         id: id.0,
         container: CgroupId(row.container),
         first: Nanos(row.first),
@@ -125,7 +138,8 @@ fn row(line: &[u8]) -> Result<Told, String> {
         severity: *severity as u8,
         capabilities: row.capabilities.into_iter().map(capability).collect(),
         calls: row.calls.into_iter().map(call).collect::<Result<_, String>>()?,
-    })
+    };
+    Ok((told, row.resolved))
 }
 
 fn operation(name: &str) -> Option<Operation> {

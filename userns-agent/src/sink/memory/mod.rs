@@ -25,6 +25,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 pub use directory::DirectoryError;
 
 use self::directory::Directory;
+use self::line::Parsed;
 use super::metrics::Metrics;
 use crate::core::finding::Finding;
 use crate::event::{CgroupId, Told};
@@ -71,6 +72,7 @@ pub struct Receipt {
     memory: Arc<Memory>,
     told: Told,
     line: String,
+    resolved: bool,
     missing: AtomicUsize,
 }
 
@@ -80,13 +82,14 @@ impl Receipt {
     pub fn new(memory: &Arc<Memory>, finding: &Finding, outputs: usize) -> Option<Self> {
         let told = line::told(finding)?;
         let line = line::format(&told, finding);
-        Some(Self { memory: Arc::clone(memory), told, line, missing: AtomicUsize::new(outputs) })
+        let (memory, missing) = (Arc::clone(memory), AtomicUsize::new(outputs));
+        Some(Self { memory, told, line, resolved: finding.resolved.is_some(), missing })
     }
 
     /// One of the outputs has written it.
     pub(super) fn written(&self) {
         if self.missing.fetch_sub(1, Ordering::AcqRel) == 1 {
-            self.memory.record(self.told.clone(), self.line.clone());
+            self.memory.record(self.told.clone(), self.line.clone(), self.resolved);
         }
     }
 }
@@ -124,8 +127,8 @@ impl Memory {
             live_bytes: 0,
             complained: false,
         };
-        for (told, line) in found {
-            state.insert(told, line, &metrics);
+        for Parsed { told, line, resolved } in found {
+            state.take(told, line, resolved, &metrics);
         }
         let told = state.live.values().map(|entry| entry.told.clone()).collect();
         let written = state.rewrite();
@@ -138,12 +141,12 @@ impl Memory {
         lock(&self.gone).push(container);
     }
 
-    fn record(&self, told: Told, line: String) {
+    fn record(&self, told: Told, line: String, resolved: bool) {
         let gone = std::mem::take(&mut *lock(&self.gone));
         let mut state = lock(&self.state);
         state.forget(&gone);
         let written = state.append(&line);
-        state.insert(told, line, &self.metrics);
+        state.take(told, line, resolved, &self.metrics);
         state.outcome(written, &self.metrics);
     }
 }
@@ -153,6 +156,15 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl State {
+    /// Takes what was told of a finding: its end leaves nothing to remember.
+    fn take(&mut self, told: Told, line: String, resolved: bool, metrics: &Metrics) {
+        if !resolved {
+            self.insert(told, line, metrics);
+        } else if let Some(entry) = self.live.remove(&told.id) {
+            self.live_bytes -= entry.line.len();
+        }
+    }
+
     /// Keeps what says the most: two outputs finish in any order.
     fn insert(&mut self, told: Told, line: String, metrics: &Metrics) {
         let weight = |told: &Told| (told.severity, told.count);

@@ -256,3 +256,18 @@ fn the_file_stays_bounded_however_much_is_told() {
     let (_memory, told) = node.open();
     assert_eq!((told.len(), told[0].id), (MAX_ENTRIES, 1010));
 }
+
+#[test]
+fn what_has_ended_is_not_remembered() {
+    use crate::core::finding::{Resolved, Status};
+    let node = Node::new();
+    let (memory, _) = node.open();
+    tell(&memory, &finding(1, 1));
+    tell(&memory, &finding(2, 1));
+    let resolved = Some(Resolved { at: crate::event::Nanos(9), because: "the container is gone" });
+    tell(&memory, &Finding { status: Status::Resolved, resolved, ..finding(1, 1) });
+    assert_eq!(lock(&memory.state).live.keys().copied().collect::<Vec<_>>(), [2]);
+    drop(memory);
+    let (_memory, told) = node.open();
+    assert_eq!((ids(&told), node.errors("read")), (vec![2], 0));
+}

@@ -8,6 +8,7 @@ mod table;
 #[cfg(test)]
 mod tests;
 
+use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use prometheus::{Encoder as _, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Registry, TextEncoder};
@@ -90,7 +91,10 @@ impl Metrics {
     fn begin_at_zero(&self) {
         for severity in SEVERITIES {
             for rule in RuleId::ALL {
+                let labels = [rules::rule(*rule).id, severity.name()];
                 self.opened(*rule, severity);
+                self.families.findings_resolved.with_label_values(&labels);
+                self.families.findings_open.with_label_values(&labels);
             }
             for sink in SinkKind::ALL {
                 self.sink_dropped(*sink, severity, 0);
@@ -133,9 +137,17 @@ impl Metrics {
         self.opened(rule, severity).inc();
     }
 
+    /// A finding has ended.
+    pub fn finding_resolved(&self, rule: RuleId, severity: Severity) {
+        self.families.findings_resolved.with_label_values(&[rules::rule(rule).id, severity.name()]).inc();
+    }
+
     /// Findings open now.
-    pub fn findings_open(&self, count: usize) {
-        set(&self.families.findings_open, count);
+    pub fn findings_open(&self, open: &BTreeMap<(RuleId, Severity), usize>) {
+        for (rule, severity) in RuleId::ALL.iter().flat_map(|rule| SEVERITIES.map(|it| (*rule, it))) {
+            let count = open.get(&(rule, severity)).copied().unwrap_or_default();
+            set_of(&self.families.findings_open, &[rules::rule(rule).id, severity.name()], count);
+        }
     }
 
     /// Detections not told, so far, by reason.

@@ -204,7 +204,12 @@ table! {
     findings: IntCounterVec =
         counter("userns_findings_total", "Findings opened; updates of an open one are not counted")
             .by(&[RULE, SEVERITY]);
-    findings_open: IntGauge = gauge("userns_findings_open", "Findings open now");
+    findings_open: IntGaugeVec = gauge("userns_findings_open", "Findings open now").by(&[RULE, SEVERITY]);
+    findings_resolved: IntCounterVec = counter(
+        "userns_findings_resolved_total",
+        "Findings that ended because what they were about is gone",
+    )
+    .by(&[RULE, SEVERITY]);
     findings_suppressed: IntCounterVec =
         counter("userns_findings_suppressed_total", "Detections not told as findings of their own")
             .by(&[SUPPRESSED]);
