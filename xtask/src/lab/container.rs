@@ -33,6 +33,8 @@ pub struct ContainerSpec {
     pub runtime: RuntimeName,
     /// The user namespace's mapping; `None`: the runtime ignored the promise and makes no user namespace.
     pub mapping: Option<Vec<IdMapping>>,
+    /// The directory that its root file system shows; `None`: one with busybox.
+    pub image: Option<PathBuf>,
     /// Program and arguments.
     pub args: Vec<String>,
     /// Capabilities in its user namespace.
@@ -58,6 +60,7 @@ impl Default for ContainerSpec {
             name: "main".to_owned(),
             runtime: RuntimeName::Runc,
             mapping: None,
+            image: None,
             args: ["sleep", "3600"].map(str::to_owned).to_vec(),
             capabilities: Capabilities::RuntimeDefault,
             user: 0,
@@ -91,7 +94,7 @@ impl Container {
         let cgroup = pod.lab.claim.cgroup_root().join(&cgroups_path[1..]);
         let bundle = pod.lab.claim.dir().join("bundles").join(&id);
         fs::create_dir_all(&bundle).with_context(|| format!("cannot create {}", bundle.display()))?;
-        let rootfs = pod.lab.rootfs.mount(&id, spec.mapping.as_deref())?;
+        let rootfs = pod.lab.rootfs.mount(&id, spec.image.as_deref(), spec.mapping.as_deref())?;
         pod.add_container(&spec.name, &id);
         // From here on dropping removes what there is.
         let container = Self { pod, spec, id, bundle, cgroup, detached: Mutex::default() };

@@ -31,7 +31,7 @@ pub(super) struct RootfsStore {
     namespace: MountNamespace,
     image: PathBuf,
     area: PathBuf,
-    lower_layers: Mutex<BTreeMap<Vec<IdMapping>, PathBuf>>,
+    lower_layers: Mutex<BTreeMap<(PathBuf, Vec<IdMapping>), PathBuf>>,
 }
 
 impl RootfsStore {
@@ -54,9 +54,15 @@ impl RootfsStore {
         Ok(Self { namespace, image, area, lower_layers: Mutex::default() })
     }
 
-    /// Mounts the root file system of the container `id`, whose user namespace has `mapping`.
-    pub(super) fn mount(&self, id: &str, mapping: Option<&[IdMapping]>) -> Result<PathBuf> {
-        let lower = self.lower_layer(mapping.unwrap_or_default())?;
+    /// Mounts the root file system of the container `id`, whose user namespace has `mapping`: of the directory
+    /// `image`, or of the store's own.
+    pub(super) fn mount(
+        &self,
+        id: &str,
+        image: Option<&Path>,
+        mapping: Option<&[IdMapping]>,
+    ) -> Result<PathBuf> {
+        let lower = self.lower_layer(image, mapping.unwrap_or_default())?;
         let place = self.area.join(id);
         let root = mapping.and_then(|mapping| mapping.iter().find(|range| range.container_id == 0));
         self.namespace.run(|| {
@@ -84,30 +90,33 @@ impl RootfsStore {
     }
 
     /// The image with the owners that `mapping` wants, kept for the next container with the same one.
-    fn lower_layer(&self, mapping: &[IdMapping]) -> Result<PathBuf> {
-        let base = self.area.join("base");
+    fn lower_layer(&self, image: Option<&Path>, mapping: &[IdMapping]) -> Result<PathBuf> {
+        let base = image.map_or_else(|| self.area.join("base"), Path::to_owned);
         if mapping.is_empty() {
             return Ok(base);
         }
         let mut layers = self.lower_layers.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(layer) = layers.get(mapping) {
+        let key = (base, mapping.to_vec());
+        if let Some(layer) = layers.get(&key) {
             return Ok(layer.clone());
         }
         let target = self.area.join(format!("lower-{}", layers.len()));
         let mapped = self.namespace.run(|| {
             fs::create_dir(&target).with_context(|| format!("cannot create {}", target.display()))?;
             let mut sleeper = Command::new(self.image.join(BUSYBOX));
-            idmap::mount_idmapped(&base, &target, mapping, sleeper.args(["sleep", "60"]))
+            idmap::mount_idmapped(&key.0, &target, mapping, sleeper.args(["sleep", "60"]))
         });
-        if mapped.is_err() {
+        match mapped {
+            Err(error) if image.is_some() => return Err(error),
             // As containerd did before idmapped mounts: a copy with other owners.
-            self.namespace.run(|| {
+            Err(_) => self.namespace.run(|| {
                 make_image(&self.image.join(BUSYBOX), &target)?;
                 let root = mapping.iter().find(|range| range.container_id == 0).map(|range| range.host_id);
                 chown_tree(&target, root)
-            })?;
+            })?,
+            Ok(()) => {}
         }
-        layers.insert(mapping.to_vec(), target.clone());
+        layers.insert(key, target.clone());
         Ok(target)
     }
 }

@@ -13,6 +13,7 @@ mod day;
 mod flood;
 mod foreign;
 mod leftovers;
+mod noise;
 mod outage;
 mod restart;
 mod rounds;
