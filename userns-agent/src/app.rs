@@ -71,6 +71,9 @@ pub enum RunError {
     /// What counts as the host's is not known.
     #[error(transparent)]
     Reference(#[from] crate::host::reference::ReferenceError),
+    /// The rules file is of no use.
+    #[error(transparent)]
+    Rules(#[from] crate::policy::RulesError),
     /// An output cannot be opened.
     #[error(transparent)]
     Output(#[from] io::OutputError),
@@ -94,6 +97,7 @@ impl From<&RunError> for ExitCode {
             | RunError::Load(_)
             | RunError::NoProbe(_)
             | RunError::Cgroups(_) => Self::Unavailable,
+            RunError::Rules(error) => error.into(),
             RunError::Output(error) => error.exit_code(),
             RunError::Os { .. } => Self::OsError,
         }
@@ -213,7 +217,7 @@ impl App {
                 ready = self.bulk.ready() => self.drain_rings(ready),
                 _ = counts.tick() => self.count(),
                 swept = finished(&mut self.sweeping) => self.swept(swept),
-                Some(query) = self.queries.recv() => self.outputs.tell_pods(query, &self.engine.pods()),
+                Some(query) = self.queries.recv() => self.outputs.answer(query, &self.engine),
                 _ = sweep.tick(), if self.sweeping.is_none() => self.sweep(),
                 _ = signals.hangup.recv() => self.outputs.reopen(),
                 () = self.outputs.stdout_gone() => return tracing::error!("nobody reads standard output any more"),

@@ -26,4 +26,5 @@ pub mod app;
 pub mod cli;
 pub mod config;
 pub mod docs;
+pub mod policy;
 pub mod ps;

@@ -13,7 +13,7 @@ use super::setup::{Clock, node_name};
 use crate::cli::ExitCode;
 use crate::config::{Config, Output};
 use crate::core::finding::{Finding, Status as FindingStatus};
-use crate::core::{PodView, Promise, Stats, Withheld};
+use crate::core::{Engine, ExceptionView, Promise, Stats, Withheld};
 use crate::decode::DecodeError;
 use crate::event::{CgroupId, ContainerKind, Counter, Event, Told};
 use crate::host::proc::ProcFs;
@@ -22,11 +22,12 @@ use crate::host::{SourceHealth, SourceState};
 use crate::kernel::programs::Program;
 use crate::kernel::status::{Probe, State};
 use crate::sink::http::{self, StatusSource};
+use crate::sink::local::Wanted;
 use crate::sink::memory::Memory;
 use crate::sink::metrics::MetricsError;
 use crate::sink::{
-    AgentEvent, AgentState, Form, Metrics, Options, ProbeReport, Readiness, SinkError, Sinks, SourceReport,
-    Status, Suppressed, TableReport, file, json, local, queue,
+    AgentEvent, AgentState, ExceptionState, Form, Metrics, Options, ProbeReport, Readiness, SinkError, Sinks,
+    SourceReport, Status, Suppressed, TableReport, file, json, local, queue,
 };
 
 /// How long the outputs may take to write what is left at the end.
@@ -186,11 +187,16 @@ impl Outputs {
     }
 
     /// Answers what the local socket was asked.
-    pub(super) fn tell_pods(&self, query: local::Query, pods: &[PodView]) {
-        match json::pods(pods, self.clock.wall()) {
+    pub(super) fn answer(&self, query: local::Query, engine: &Engine) {
+        let clock = self.clock.wall();
+        let json = match query.wanted {
+            Wanted::Pods => json::pods(&engine.pods(), clock),
+            Wanted::Rules => json::rules(&engine.stats().exceptions, clock),
+        };
+        match json {
             // whoever asked may be gone
-            Ok(json) => drop(query.send(json)),
-            Err(error) => tracing::error!("cannot render the pods: {error}"),
+            Ok(json) => drop(query.reply.send(json)),
+            Err(error) => tracing::error!("cannot render an answer: {error}"),
         }
     }
 
@@ -356,6 +362,7 @@ impl Outputs {
         metrics.processes(stats.processes);
         metrics.findings_open(stats.open);
         metrics.findings_suppressed("repeated", stats.repeated);
+        self.policy(stats);
         metrics.findings_recognised(stats.recognised);
         metrics.unattributed(stats.unattributed);
         for (table, total) in &stats.evicted {
@@ -371,7 +378,25 @@ impl Outputs {
             TableReport { name: "processes", used: stats.processes as u64, capacity: self.limits.1 },
             TableReport { name: "watched_cgroups", used: watched, capacity: CGROUPS },
         ];
-        self.status.update(|status| (status.sources, status.tables) = (sources, tables));
+        self.status.update(|status| {
+            (status.sources, status.tables) = (sources, tables);
+            status.exceptions.clone_from(&stats.exceptions);
+        });
+    }
+
+    /// Sets the metrics of what the rules file withholds.
+    fn policy(&self, stats: &Stats) {
+        let metrics = &self.metrics;
+        for ((rule, exception), total) in &stats.policy.excepted {
+            metrics.findings_excepted(*rule, exception, *total);
+        }
+        for ((rule, reason), total) in &stats.policy.withheld {
+            metrics.findings_withheld(*rule, *reason, *total);
+        }
+        for state in ExceptionState::ALL {
+            let is = |exception: &&ExceptionView| ExceptionState::of(exception) == state;
+            metrics.exceptions(state, stats.exceptions.iter().filter(is).count());
+        }
     }
 
     fn source(&mut self, name: &'static str, health: &SourceHealth) -> SourceReport {

@@ -1,9 +1,12 @@
 //! Findings that are open: what is news, what repeats, what is told again.
 
+mod withholding;
+
 use std::collections::{BTreeMap, VecDeque};
 
 use super::earlier::{self, Earlier};
 use super::finding::{CallUse, CapabilityUse, Confidence, Finding, FindingId, Severity, Status};
+use super::policy::Why;
 use super::rules::RuleId;
 use crate::event::{CgroupId, Nanos, PodUid, ProcessId, TaskEvent, Told};
 
@@ -71,6 +74,8 @@ struct Open {
     held: bool,
     /// How much was not known when it was last told.
     missing: usize,
+    /// Why it is not told, or nothing more of it; `held` says whether it ever was.
+    withheld: Option<Why>,
 }
 
 /// Names an open finding.
@@ -111,12 +116,12 @@ impl OpenFindings {
     /// How many are open.
     #[must_use]
     pub(super) fn len(&self) -> usize {
-        self.open.len()
+        self.told().count()
     }
 
-    /// Every open finding and the container it is about.
+    /// Every open finding that is not withheld, and the container it is about.
     pub(super) fn all(&self) -> impl Iterator<Item = (&Finding, Option<CgroupId>)> {
-        self.open.values().map(|open| (&open.finding, open.container))
+        self.told().map(|open| (&open.finding, open.container))
     }
 
     /// Takes what a rule says. Returns the finding's key if it is news; a repetition is kept for an update. What an
@@ -158,8 +163,16 @@ impl OpenFindings {
             unknown: Vec::new(),
         };
         let told_at = finding.time;
-        let open =
-            Open { told: told_at, finding, dirty: false, container, earlier: told, held: false, missing: 0 };
+        let open = Open {
+            told: told_at,
+            finding,
+            dirty: false,
+            container,
+            earlier: told,
+            held: false,
+            missing: 0,
+            withheld: None,
+        };
         let open = self.open.entry(key.clone()).or_insert(open);
         if resumed.is_some_and(|detection| !open.resume(&detection)) {
             self.repeated += 1;
@@ -203,7 +216,9 @@ impl OpenFindings {
     /// Findings about this container that were told with something not known, or wait to be told.
     #[must_use]
     pub(super) fn incomplete(&self, container: CgroupId) -> Vec<Key> {
-        let of = |open: &Open| open.container == Some(container) && (open.held || open.missing > 0);
+        let of = |open: &Open| {
+            open.withheld.is_none() && open.container == Some(container) && (open.held || open.missing > 0)
+        };
         self.open.iter().filter(|(_, open)| of(open)).map(|(key, _)| key.clone()).collect()
     }
 
@@ -223,8 +238,8 @@ impl OpenFindings {
     }
 
     fn evict(&mut self) {
-        let told = self.open.iter().filter(|(_, open)| !open.held);
-        let oldest = told.min_by_key(|(_, open)| (open.finding.severity, open.told));
+        let told = self.open.iter().filter(|(_, open)| !open.held || open.withheld.is_some());
+        let oldest = told.min_by_key(|(_, open)| (open.withheld.is_none(), open.finding.severity, open.told));
         if let Some(key) = oldest.map(|(key, _)| key.clone()) {
             self.open.remove(&key);
             self.evicted += 1;
@@ -233,10 +248,12 @@ impl OpenFindings {
 
     /// Updates that are due, with the container each is about.
     pub(super) fn due(&mut self, now: Nanos) -> Vec<(Finding, Option<CgroupId>)> {
-        let due = self
-            .open
-            .values_mut()
-            .filter(|open| open.dirty && !open.held && now.0.saturating_sub(open.told.0) >= UPDATE_NS);
+        let due = self.open.values_mut().filter(|open| {
+            open.withheld.is_none()
+                && open.dirty
+                && !open.held
+                && now.0.saturating_sub(open.told.0) >= UPDATE_NS
+        });
         due.map(|open| {
             open.dirty = false;
             open.told = now;

@@ -7,11 +7,12 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde::Deserialize;
+use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use crate::event::Extent;
 
-use crate::sink::local::PODS;
+use crate::sink::local::Wanted;
 
 /// How long the agent may take.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -152,9 +153,25 @@ pub struct KnownFinding {
     pub why: String,
 }
 
+/// An exception of the rules file, as the agent knows it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+pub struct KnownException {
+    /// Its name.
+    pub name: String,
+    /// What it has withheld since the agent started.
+    pub matched: u64,
+    /// When it last did, in RFC 3339.
+    pub last_match: Option<String>,
+}
+
 #[derive(Deserialize)]
 struct Body {
     pods: Vec<Known>,
+}
+
+#[derive(Deserialize)]
+struct RulesBody {
+    exceptions: Vec<KnownException>,
 }
 
 /// Asks the agent on `socket`.
@@ -163,6 +180,19 @@ struct Body {
 ///
 /// [`AskError`]; [`AskError::NoAgent`] is no mistake of anybody's.
 pub fn ask(socket: &Path) -> Result<Vec<Known>, AskError> {
+    get(socket, Wanted::Pods, |body: Body| body.pods)
+}
+
+/// Asks the agent on `socket` what became of its exceptions.
+///
+/// # Errors
+///
+/// As [`ask`].
+pub fn ask_exceptions(socket: &Path) -> Result<Vec<KnownException>, AskError> {
+    get(socket, Wanted::Rules, |body: RulesBody| body.exceptions)
+}
+
+fn get<B: DeserializeOwned, T>(socket: &Path, wanted: Wanted, take: impl Fn(B) -> T) -> Result<T, AskError> {
     let io = |source| AskError::Io { path: socket.to_owned(), source };
     let mut stream = match UnixStream::connect(socket) {
         Ok(stream) => stream,
@@ -172,20 +202,20 @@ pub fn ask(socket: &Path) -> Result<Vec<Known>, AskError> {
         Err(error) => return Err(io(error)),
     };
     stream.set_read_timeout(Some(PATIENCE)).map_err(io)?;
-    write!(stream, "GET {PODS} HTTP/1.1\r\nhost: agent\r\nconnection: close\r\n\r\n").map_err(io)?;
+    let path = wanted.path();
+    write!(stream, "GET {path} HTTP/1.1\r\nhost: agent\r\nconnection: close\r\n\r\n").map_err(io)?;
     let mut answer = Vec::new();
     stream.take(MAX_BYTES).read_to_end(&mut answer).map_err(io)?;
-    body(&answer).ok_or_else(|| {
+    body(&answer).map(take).ok_or_else(|| {
         let text = String::from_utf8_lossy(&answer);
         AskError::Answer { path: socket.to_owned(), answer: text.chars().take(80).collect() }
     })
 }
 
-fn body(answer: &[u8]) -> Option<Vec<Known>> {
+fn body<B: DeserializeOwned>(answer: &[u8]) -> Option<B> {
     let end = answer.windows(4).position(|window| window == b"\r\n\r\n")?;
     let (head, body) = (answer.get(..end)?, answer.get(end + 4..)?);
-    let body: Body = serde_json::from_slice(head.starts_with(b"HTTP/1.1 200 ").then_some(body)?).ok()?;
-    Some(body.pods)
+    serde_json::from_slice(head.starts_with(b"HTTP/1.1 200 ").then_some(body)?).ok()
 }
 
 #[cfg(test)]
@@ -194,6 +224,7 @@ mod tests {
 
     #[test]
     fn an_answer_is_told_from_a_refusal() {
+        let body = |answer: &[u8]| super::body(answer).map(|body: Body| body.pods);
         assert_eq!(body(b"HTTP/1.1 200 OK\r\nx: y\r\n\r\n{\"pods\":[]}\n"), Some(Vec::new()));
         for answer in [
             "",
@@ -230,7 +261,8 @@ mod tests {
             findings: Vec::new(),
         };
         let json = json::pods(&[view], WallClock { boot: 0 }).unwrap();
-        let known = body(&[b"HTTP/1.1 200 OK\r\n\r\n", &json[..]].concat()).unwrap();
+        let known: Body = body(&[b"HTTP/1.1 200 OK\r\n\r\n", &json[..]].concat()).unwrap();
+        let known = known.pods;
         assert_eq!(
             (known[0].name.as_deref(), &known[0].sources[..]),
             (Some("web"), &["api".to_owned(), "cri".to_owned()][..])

@@ -1,6 +1,6 @@
 //! The local socket: what the agent knows of the pods, for root on this node.
 //!
-//! HTTP/1.1 over a Unix stream socket, one request a connection: `GET /v1/pods` answers JSON. Only the agent's own
+//! HTTP/1.1 over a Unix stream socket, one request a connection: `GET /v1/pods` and `GET /v1/rules` answer JSON. Only the agent's own
 //! user may open the socket, in a directory that is that user's alone, and each peer's credentials are looked at
 //! besides. The event loop is asked for a snapshot; a client that is slow, silent or one of many costs it nothing.
 
@@ -27,8 +27,27 @@ use tokio::time::{sleep, timeout};
 
 use super::Metrics;
 
-/// The path that answers.
-pub const PODS: &str = "/v1/pods";
+/// What can be asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wanted {
+    /// What is known of the pods.
+    Pods,
+    /// What became of the rules file's exceptions.
+    Rules,
+}
+
+impl Wanted {
+    const ALL: [Self; 2] = [Self::Pods, Self::Rules];
+
+    /// The path that answers.
+    #[must_use]
+    pub fn path(self) -> &'static str {
+        match self {
+            Self::Pods => "/v1/pods",
+            Self::Rules => "/v1/rules",
+        }
+    }
+}
 /// Connections at a time; others wait.
 const MAX_CONNECTIONS: usize = 8;
 /// Time for a request and its answer.
@@ -66,7 +85,13 @@ pub enum LocalError {
 }
 
 /// Asks the event loop for what it knows: it sends JSON back.
-pub type Query = oneshot::Sender<Vec<u8>>;
+#[derive(Debug)]
+pub struct Query {
+    /// What about.
+    pub wanted: Wanted,
+    /// Where to.
+    pub reply: oneshot::Sender<Vec<u8>>,
+}
 
 /// The socket, removed with the value.
 #[derive(Debug)]
@@ -166,11 +191,11 @@ async fn answer(request: &Request<Incoming>, queries: &mpsc::Sender<Query>) -> R
     if request.method() != Method::GET {
         return plain(StatusCode::METHOD_NOT_ALLOWED, "only GET is answered\n");
     }
-    if request.uri().path() != PODS {
-        return plain(StatusCode::NOT_FOUND, "there is /v1/pods\n");
-    }
+    let Some(wanted) = Wanted::ALL.into_iter().find(|wanted| wanted.path() == request.uri().path()) else {
+        return plain(StatusCode::NOT_FOUND, "there are /v1/pods and /v1/rules\n");
+    };
     let (reply, told) = oneshot::channel();
-    let asked = queries.send(reply).await.is_ok();
+    let asked = queries.send(Query { wanted, reply }).await.is_ok();
     match told.await {
         Ok(json) if asked => {
             let mut response = Response::new(Full::from(Bytes::from(json)));
@@ -208,8 +233,9 @@ mod tests {
                 let server = bind(&path).unwrap();
                 tokio::spawn(serve(server, queries, metrics, user));
                 tokio::spawn(async move {
-                    while let Some(reply) = asked.recv().await {
-                        let _ = reply.send(b"[\"pods\"]\n".to_vec());
+                    while let Some(Query { wanted, reply }) = asked.recv().await {
+                        let answer = if wanted == Wanted::Pods { "[\"pods\"]\n" } else { "[\"rules\"]\n" };
+                        let _ = reply.send(answer.into());
                     }
                 });
             });
@@ -241,6 +267,8 @@ mod tests {
         let served = Served::new(own());
         let answer = served.ask(GET);
         assert!(answer.starts_with("HTTP/1.1 200") && answer.ends_with("[\"pods\"]\n"), "{answer}");
+        let rules = served.ask(&GET.replace("pods", "rules"));
+        assert!(rules.ends_with("[\"rules\"]\n"), "{rules}");
         for (request, status) in [
             ("GET / HTTP/1.1\r\nhost: a\r\n\r\n", "404"),
             ("PUT /v1/pods HTTP/1.1\r\nhost: a\r\n\r\n", "405"),

@@ -9,6 +9,7 @@ mod foreign;
 mod ids;
 mod nested;
 mod pods;
+mod policy;
 mod restart;
 mod world;
 

@@ -8,11 +8,13 @@ mod finding;
 mod format;
 mod pods;
 mod process;
+mod rules;
 mod status;
 #[cfg(test)]
 mod tests;
 
 pub use pods::pods;
+pub use rules::rules;
 
 use serde::Serialize;
 
