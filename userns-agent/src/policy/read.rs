@@ -51,7 +51,9 @@ const LABEL: Form = ("a label's value: at most 63 letters, digits, `-`, `_` and 
 pub(super) fn read(path: &Path, document: &Spanned<Node>) -> Result<RuleSet, Vec<Mistake>> {
     let mut reader = Reader { path, mistakes: Vec::new() };
     let rule_set = reader.rule_set(document);
-    if reader.mistakes.is_empty() { Ok(rule_set) } else { Err(reader.mistakes) }
+    let mut mistakes = reader.mistakes;
+    mistakes.sort_by_key(|mistake| if let Origin::File { line, .. } = mistake.origin { line } else { 0 });
+    if mistakes.is_empty() { Ok(rule_set) } else { Err(mistakes) }
 }
 
 struct Reader<'a> {
@@ -189,14 +191,8 @@ impl Reader<'_> {
             "silencesCredentialEscape",
         ];
         let fields = self.fields(item, at.to_owned(), &KEYS)?;
-        let owned = |(what, is): Form| {
-            move |node: &Node| {
-                let _ = what;
-                text(node).filter(|text| is(text)).map(str::to_owned)
-            }
-        };
-        let name = self.required(&fields, "name", EXCEPTION_NAME.0, owned(EXCEPTION_NAME));
-        let reason = self.required(&fields, "reason", REASON.0, owned(REASON));
+        let name = self.text(&fields, "name", EXCEPTION_NAME);
+        let reason = self.text(&fields, "reason", REASON);
         let expires = self.optional(
             &fields,
             "expires",
@@ -205,7 +201,7 @@ impl Reader<'_> {
         );
         let silences_credential_escape = self.truth(&fields, "silencesCredentialEscape").unwrap_or(false);
         let exception = Exception {
-            name: name.unwrap_or_default(),
+            name,
             rules: self.rules_of(&fields),
             namespaces: self.texts(&fields, "namespaces", OBJECT_NAME),
             match_labels: self.match_labels(&fields),
@@ -217,7 +213,7 @@ impl Reader<'_> {
                 .collect(),
             service_accounts: self.texts(&fields, "serviceAccounts", OBJECT_NAME),
             silences_credential_escape,
-            reason: reason.unwrap_or_default(),
+            reason,
             expires,
         };
         self.consistent(&fields, &exception);
@@ -275,6 +271,13 @@ impl Reader<'_> {
             }
         }
         found.into_iter().collect()
+    }
+
+    /// A text that has to be there; empty if it is a mistake.
+    fn text(&mut self, fields: &Fields<'_>, key: &str, (what, is): Form) -> String {
+        let found =
+            self.required(fields, key, what, |node| text(node).filter(|text| is(text)).map(str::to_owned));
+        found.unwrap_or_default()
     }
 
     fn texts(&mut self, fields: &Fields<'_>, key: &str, (what, is): Form) -> Vec<String> {
