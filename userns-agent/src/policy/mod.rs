@@ -31,8 +31,6 @@ pub const API_VERSION: &str = "userns-agent/v1alpha1";
 pub const KIND: &str = "RuleSet";
 /// Largest rules file that is read.
 pub const MAX_FILE_BYTES: u64 = 1024 * 1024;
-/// Most exceptions: each is a value of a metric's label.
-pub const MAX_EXCEPTIONS: usize = 256;
 
 /// Why there are no rules.
 #[derive(Debug, thiserror::Error)]
@@ -117,7 +115,7 @@ pub struct Exception {
     pub expires: Option<SystemTime>,
 }
 
-/// The name of a file's text that a [`Policy`] is made from, for its programs.
+/// Programs on the host, by path.
 pub type Identities = BTreeMap<PathBuf, Image>;
 
 impl RuleSet {

@@ -8,15 +8,16 @@ use serde_json::Value;
 use serde_saphyr::Spanned;
 
 use super::tree::Node;
-use super::{API_VERSION, Exception, KIND, MAX_EXCEPTIONS, RuleSet, Setting};
+use super::{API_VERSION, Exception, KIND, RuleSet, Setting};
 use crate::config::value::{Raw, SHOWN, cut, name as kubernetes_name};
 use crate::config::{Mistake, Origin, nearest};
 use crate::core::finding::Severity;
 use crate::core::rules::{self, RuleId};
 use crate::core::{has_threshold, names_a_program};
 
-/// Most entries of a list, and most characters of a text.
+/// Most entries of a list; the name of each exception is a value of a metric's label.
 const MAX_LIST: usize = 256;
+/// Most characters of a text.
 const MAX_TEXT: usize = 512;
 /// Most uses that a threshold may want.
 const MAX_COUNT: u64 = 1_000_000;
@@ -295,25 +296,25 @@ impl Reader<'_> {
         let Some(node) = fields.get("matchLabels") else { return BTreeMap::new() };
         let key = fields.key("matchLabels");
         let (what, is) = LABEL;
-        match &node.value {
-            Node::Map(entries) if (1..=MAX_LIST).contains(&entries.len()) => {
-                let mut labels = BTreeMap::new();
-                for (label, value) in entries {
-                    match text(&value.value).filter(|text| is(text)) {
-                        Some(text) => drop(labels.insert(label.value.clone(), text.to_owned())),
-                        None => {
-                            let at = format!("{key}.{}", cut(&label.value, SHOWN));
-                            self.wrong(line(value), at, describe(&value.value), what);
-                        }
-                    }
+        let allowed = "a mapping of labels to values, at least one";
+        let mut labels = BTreeMap::new();
+        let Node::Map(entries) = &node.value else {
+            self.wrong(line(node), key, describe(&node.value), allowed);
+            return labels;
+        };
+        if entries.is_empty() {
+            self.wrong(line(node), key.clone(), "an empty mapping", allowed);
+        }
+        for (label, value) in entries {
+            match text(&value.value).filter(|text| is(text)) {
+                Some(text) => drop(labels.insert(label.value.clone(), text.to_owned())),
+                None => {
+                    let at = format!("{key}.{}", cut(&label.value, SHOWN));
+                    self.wrong(line(value), at, describe(&value.value), what);
                 }
-                labels
-            }
-            other => {
-                self.wrong(line(node), key, describe(other), "a mapping of labels to values, at least one");
-                BTreeMap::new()
             }
         }
+        labels
     }
 
     fn truth(&mut self, fields: &Fields<'_>, key: &str) -> Option<bool> {
@@ -373,19 +374,17 @@ impl Reader<'_> {
     ) -> Vec<(String, &'a Spanned<Node>)> {
         let Some(node) = fields.get(key) else { return Vec::new() };
         let at = fields.key(key);
-        match &node.value {
-            Node::List(list) if (1..=MAX_LIST.min(MAX_EXCEPTIONS)).contains(&list.len()) => {
-                list.iter().enumerate().map(|(index, item)| (format!("{at}[{index}]"), item)).collect()
-            }
-            Node::List(list) if !list.is_empty() => {
-                self.wrong(line(node), at, describe(&node.value), format!("a list of at most {MAX_LIST}"));
-                Vec::new()
-            }
-            other => {
-                self.wrong(line(node), at, describe(other), allowed);
-                Vec::new()
-            }
+        let Node::List(list) = &node.value else {
+            self.wrong(line(node), at, describe(&node.value), allowed);
+            return Vec::new();
+        };
+        if !(1..=MAX_LIST).contains(&list.len()) {
+            let allowed =
+                if list.is_empty() { allowed.to_owned() } else { format!("a list of at most {MAX_LIST}") };
+            self.wrong(line(node), at, describe(&node.value), allowed);
+            return Vec::new();
         }
+        list.iter().enumerate().map(|(index, item)| (format!("{at}[{index}]"), item)).collect()
     }
 
     /// A mapping's entries; keys that do not exist are mistakes.

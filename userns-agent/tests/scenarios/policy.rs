@@ -8,9 +8,10 @@ use userns_agent::core::finding::{Finding, Severity, Status};
 use userns_agent::core::rules::RuleId;
 use userns_agent::event::{
     AggregateKey, AggregateValue, ContainerSpec, Exception, Fact, Hook, Image, KubeletRecord, Nanos,
-    Operation, PodSource, PodSpec, Policy, ProcessId, Relation, RuleSetting, origin, reason, state,
+    Operation, PodSource, PodSpec, Policy, ProcessId, Relation, RuleSetting, origin, reason, role, state,
 };
 
+use super::restart::told;
 use super::world::{Actor, MS, SECOND, SLEEP, World, record, uid};
 use super::{BASE, SYS_ADMIN};
 
@@ -355,6 +356,51 @@ fn a_lower_threshold_tells_what_it_reaches() {
     world.silent();
     follow(&mut world, set(RuleSetting { threshold: 2, ..setting("I11") }));
     world.only(RuleId::I11);
+}
+
+#[test]
+fn what_an_earlier_run_told_is_no_news_because_of_a_threshold() {
+    let attempt = |world: &mut World, operation| {
+        let container = sound(world, 1);
+        world.calls(container, &Actor::inside(51, 8, BASE + 65_536), operation, -1);
+    };
+    let mut first = World::new();
+    attempt(&mut first, Operation::Setns);
+    let mut second = World::new();
+    follow(&mut second, set(RuleSetting { threshold: 10, ..setting("I11") }));
+    second.fact(Fact::Told(vec![told(first.only(RuleId::I11))]));
+    attempt(&mut second, Operation::Setns);
+    let again = &second.findings[0];
+    assert_eq!(
+        (again.status, again.calls[0].count, second.engine().stats().recognised),
+        (Status::Updated, 2, 1)
+    );
+    let mut third = World::new();
+    follow(&mut third, with(vec![in_namespace("I11", "shop")]));
+    third.fact(Fact::Told(vec![told(first.only(RuleId::I11))]));
+    attempt(&mut third, Operation::Setns);
+    third.pass(20 * SECOND);
+    third.silent();
+    follow(&mut third, Policy::default());
+    third.pass(20 * SECOND);
+    assert_eq!((third.findings.len(), third.findings[0].status), (1, Status::Updated));
+}
+
+#[test]
+fn a_container_that_becomes_known_while_a_finding_waits_is_ruled_on() {
+    let mut world = World::waiting(Duration::from_secs(2));
+    follow(&mut world, with(vec![in_namespace("I13", "shop")]));
+    described(&mut world, 1, 9999);
+    let moved = Actor::inside(51, 8, BASE + 65_536);
+    for container in [9999, 8888] {
+        world.suspect(container, &moved, Hook::CgroupAttach, reason::LEFT_CGROUP);
+    }
+    world.pass(SECOND);
+    world.silent();
+    world.mkdir(9999, role::CONTAINER, &format!("/kubepods/pod{}/{:064x}", uid(1), 9999));
+    world.pass(5 * SECOND);
+    assert!(world.only(RuleId::I13).container.is_none(), "the one of which nothing became known");
+    assert_eq!(world.engine().stats().exceptions[0].matched, 1);
 }
 
 #[test]
