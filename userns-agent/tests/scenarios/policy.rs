@@ -125,24 +125,25 @@ fn each_kind_of_selector_withholds_what_it_names_and_nothing_else() {
 fn what_an_exception_withheld_is_told_when_it_expires() {
     let mut world = World::new();
     let expires = Some(Nanos(world.now().0 + 10 * SECOND));
-    follow(&mut world, with(vec![Exception { expires, ..in_namespace("I2", "shop") }]));
+    follow(&mut world, with(vec![Exception { expires, ..in_namespace("I13", "shop") }]));
     let container = sound(&mut world, 1);
-    intrudes(&mut world, container, 70, TOOL);
+    let moved = |pid| Actor::inside(pid, 8, BASE + 65_536);
+    world.suspect(container, &moved(51), Hook::CgroupAttach, reason::LEFT_CGROUP);
     world.pass(5 * SECOND);
     world.silent();
     let stats = world.engine().stats();
     assert_eq!((stats.open, stats.exceptions[0].matched, stats.exceptions[0].expired), (0, 1, false));
     assert!(stats.exceptions[0].last.is_some() && world.engine().pods()[0].findings.is_empty());
     world.pass(10 * SECOND);
-    let finding = world.only(RuleId::I2);
+    let finding = world.only(RuleId::I13);
     assert_eq!(
         (finding.status, finding.pod.as_ref().unwrap().name.as_deref()),
         (Status::Opened, Some("web-1"))
     );
     let stats = world.engine().stats();
     assert_eq!((stats.open, stats.exceptions[0].matched, stats.exceptions[0].expired), (1, 1, true));
-    intrudes(&mut world, container, 71, TOOL);
-    assert_eq!(world.opened(RuleId::I2).len(), 2, "an expired exception withholds nothing");
+    world.suspect(container, &moved(52), Hook::CgroupAttach, reason::LEFT_CGROUP);
+    assert_eq!(world.opened(RuleId::I13).len(), 2, "an expired exception withholds nothing");
 }
 
 #[test]
@@ -384,6 +385,24 @@ fn what_an_earlier_run_told_is_no_news_because_of_a_threshold() {
     follow(&mut third, Policy::default());
     third.pass(20 * SECOND);
     assert_eq!((third.findings.len(), third.findings[0].status), (1, Status::Updated));
+}
+
+#[test]
+fn what_an_earlier_run_told_is_not_told_again_when_its_exception_goes() {
+    let start = |world: &mut World| {
+        let container = sound(world, 1);
+        intrudes(world, container, 70, TOOL);
+    };
+    let mut first = World::new();
+    start(&mut first);
+    let mut second = World::new();
+    follow(&mut second, with(vec![in_namespace("I2", "shop")]));
+    second.fact(Fact::Told(vec![told(first.only(RuleId::I2))]));
+    start(&mut second);
+    follow(&mut second, Policy::default());
+    second.pass(20 * SECOND);
+    second.silent();
+    assert_eq!((second.engine().stats().open, second.engine().stats().recognised), (1, 1));
 }
 
 #[test]
