@@ -3,11 +3,16 @@
 //! (userns-agent/tests/mutations.rs).
 
 use std::path::Path;
+use std::time::SystemTime;
 
 use userns_agent::cgroup;
 use userns_agent::config;
+use userns_agent::core::finding::Severity;
+use userns_agent::core::rules::RuleId;
 use userns_agent::event::{Text, role};
 use userns_agent::host::{kubelet, pods_file, proc};
+use userns_agent::policy;
+use userns_agent::sink::WallClock;
 
 /// A cgroup path: no pod is named that the path does not name.
 pub fn cgroup_path(data: &[u8]) {
@@ -74,6 +79,30 @@ pub fn pods_file(data: &[u8]) {
         }
         Err(error) => assert!(!error.to_string().is_empty()),
     }
+}
+
+/// A rules file: what is accepted silences nothing by accident, and is reported in comments of YAML.
+pub fn rules_file(data: &[u8]) {
+    let path = Path::new("rules.yaml");
+    let rules = match policy::parse(path, data) {
+        Ok(rules) => rules,
+        Err(error) => return assert!(error.to_string().contains("rules.yaml")),
+    };
+    for setting in rules.rules.iter().filter(|setting| setting.rule == RuleId::I1) {
+        assert!(setting.enabled && setting.severity.is_none_or(|severity| severity == Severity::Critical));
+    }
+    let nothing = policy::Identities::new();
+    let policy = rules.policy(WallClock { boot: 0 }, &nothing);
+    for (exception, compiled) in rules.exceptions.iter().zip(&policy.exceptions) {
+        assert!(!exception.reason.is_empty() && !exception.rules.is_empty());
+        assert_eq!(exception.rules.contains(&RuleId::I1), exception.silences_credential_escape);
+        let lists = [&compiled.namespaces, &compiled.images, &compiled.service_accounts];
+        let selects = lists.iter().any(|list| !list.is_empty()) || !compiled.labels.is_empty();
+        assert!(selects || compiled.executables.is_some(), "an exception for everything");
+    }
+    let report =
+        policy::report::report(path, &rules, &nothing, Err("nobody is asked"), SystemTime::UNIX_EPOCH);
+    assert!(report.lines().all(|line| line.starts_with("# ")), "{report}");
 }
 
 /// A configuration file: what is accepted reads the same when it is printed.

@@ -71,6 +71,9 @@ pub enum RunError {
     /// What counts as the host's is not known.
     #[error(transparent)]
     Reference(#[from] crate::host::reference::ReferenceError),
+    /// The rules file is of no use.
+    #[error(transparent)]
+    Rules(#[from] crate::policy::RulesError),
     /// An output cannot be opened.
     #[error(transparent)]
     Output(#[from] io::OutputError),
@@ -94,6 +97,7 @@ impl From<&RunError> for ExitCode {
             | RunError::Load(_)
             | RunError::NoProbe(_)
             | RunError::Cgroups(_) => Self::Unavailable,
+            RunError::Rules(error) => error.into(),
             RunError::Output(error) => error.exit_code(),
             RunError::Os { .. } => Self::OsError,
         }

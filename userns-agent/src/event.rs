@@ -4,6 +4,7 @@
 //! namespace sees them; pids are those of the initial pid namespace.
 
 mod pod;
+mod policy;
 mod reference;
 mod told;
 
@@ -12,6 +13,7 @@ use std::fmt;
 pub use pod::{
     ContainerKind, ContainerSpec, Owner, PodSource, PodSpec, Sandbox, SecurityContext, UsernsMode, Volume,
 };
+pub use policy::{Exception, Policy, RuleSetting};
 pub use reference::{INITIAL_USERNS, Reference};
 pub use told::{Told, ToldCall, ToldCapability};
 pub use userns_common::cgroup::role;
@@ -337,6 +339,8 @@ pub enum Fact {
     Budgets(Vec<(CgroupId, Budget)>),
     /// What earlier runs of the agent told on this boot.
     Told(Vec<Told>),
+    /// What to tell of each rule, and what to leave out, replacing what was said before.
+    Policy(Box<Policy>),
 }
 
 /// Everything the core takes in.

@@ -27,4 +27,5 @@ pub mod cli;
 pub mod config;
 pub mod docs;
 pub mod explain;
+pub mod policy;
 pub mod ps;

@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use tracing_subscriber::EnvFilter;
 use userns_agent::cli::{self, Command, ExitCode, ExplainArgs, InspectArgs, PsArgs};
-use userns_agent::config::Config;
-use userns_agent::{app, docs, explain, kernel, ps};
+use userns_agent::config::{Config, Loaded};
+use userns_agent::{app, docs, explain, kernel, policy, ps};
 
 fn main() -> Status {
     let cli = match cli::parse(std::env::args_os()) {
@@ -42,7 +42,7 @@ fn main() -> Status {
             Err(error) => fail(&error, ExitCode::from(&error)),
         },
         Command::CheckConfig(settings) => match settings.load() {
-            Ok(loaded) => say(&loaded.show()),
+            Ok(loaded) => check(&loaded),
             Err(error) => fail(&error, ExitCode::from(&error)),
         },
         Command::Version => say(&cli::version(kernel::object::embedded())),
@@ -50,6 +50,18 @@ fn main() -> Status {
             Ok(()) => ExitCode::Ok.into(),
             Err(error) => fail(&error, ExitCode::CannotCreate),
         },
+    }
+}
+
+/// Shows the configuration and, behind it, the rules.
+fn check(loaded: &Loaded) -> Status {
+    let rules = match &loaded.config.rules_file {
+        Some(path) => policy::report::check(path, &loaded.config),
+        None => Ok(String::new()),
+    };
+    match rules {
+        Ok(rules) => say(&(loaded.show() + &rules)),
+        Err(error) => fail(&error, ExitCode::from(&error)),
     }
 }
 

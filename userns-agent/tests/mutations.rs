@@ -168,7 +168,15 @@ fn pods_file() {
 }
 
 #[test]
+fn rules_file() {
+    run("rules_file", mutations_of_config(), checks::rules_file);
+}
+
+#[test]
 fn config() {
-    let mutations = if cfg!(debug_assertions) { MUTATIONS_OF_CONFIG_IN_DEBUG } else { MUTATIONS };
-    run("config", mutations, checks::config);
+    run("config", mutations_of_config(), checks::config);
+}
+
+fn mutations_of_config() -> usize {
+    if cfg!(debug_assertions) { MUTATIONS_OF_CONFIG_IN_DEBUG } else { MUTATIONS }
 }

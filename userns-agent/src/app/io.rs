@@ -13,7 +13,7 @@ use super::setup::{Clock, node_name};
 use crate::cli::ExitCode;
 use crate::config::{Config, Output};
 use crate::core::finding::{Finding, Status as FindingStatus};
-use crate::core::{Engine, Promise, Stats, Withheld};
+use crate::core::{Engine, ExceptionView, Promise, Stats, Withheld};
 use crate::decode::DecodeError;
 use crate::event::{CgroupId, ContainerKind, Counter, Event, Told};
 use crate::host::proc::ProcFs;
@@ -26,8 +26,8 @@ use crate::sink::local::Wanted;
 use crate::sink::memory::Memory;
 use crate::sink::metrics::MetricsError;
 use crate::sink::{
-    AgentEvent, AgentState, Form, Metrics, Options, ProbeReport, Readiness, SinkError, Sinks, SourceReport,
-    Status, Suppressed, TableReport, file, json, local, queue,
+    AgentEvent, AgentState, ExceptionState, Form, Metrics, Options, ProbeReport, Readiness, SinkError, Sinks,
+    SourceReport, Status, Suppressed, TableReport, file, json, local, queue,
 };
 
 /// How long the outputs may take to write what is left at the end.
@@ -193,6 +193,7 @@ impl Outputs {
         let clock = self.clock.wall();
         let rendered = match &query.wanted {
             Wanted::Pods => json::pods(&engine.pods(), clock),
+            Wanted::Rules => json::rules(&engine.stats().exceptions, clock),
             Wanted::Findings(beginning) => {
                 let findings = engine.findings(beginning, MAX_FINDINGS);
                 self.sinks.renderer().findings(&findings, &engine.finding_ids(), clock)
@@ -369,6 +370,7 @@ impl Outputs {
         metrics.processes(stats.processes);
         metrics.findings_open(&stats.open_by);
         metrics.findings_suppressed("repeated", stats.repeated);
+        self.policy(stats);
         metrics.findings_recognised(stats.recognised);
         metrics.unattributed(stats.unattributed);
         for (table, total) in &stats.evicted {
@@ -389,7 +391,25 @@ impl Outputs {
                 capacity: crate::core::flight::MAX_BYTES as u64,
             },
         ];
-        self.status.update(|status| (status.sources, status.tables) = (sources, tables));
+        self.status.update(|status| {
+            (status.sources, status.tables) = (sources, tables);
+            status.exceptions.clone_from(&stats.exceptions);
+        });
+    }
+
+    /// Sets the metrics of what the rules file withholds.
+    fn policy(&self, stats: &Stats) {
+        let metrics = &self.metrics;
+        for ((rule, exception), total) in &stats.policy.excepted {
+            metrics.findings_excepted(*rule, exception, *total);
+        }
+        for ((rule, reason), total) in &stats.policy.withheld {
+            metrics.findings_withheld(*rule, *reason, *total);
+        }
+        for state in ExceptionState::ALL {
+            let is = |exception: &&ExceptionView| ExceptionState::of(exception) == state;
+            metrics.exceptions(state, stats.exceptions.iter().filter(is).count());
+        }
     }
 
     fn source(&mut self, name: &'static str, health: &SourceHealth) -> SourceReport {

@@ -24,6 +24,7 @@ use crate::host::proc::{INITIAL_USERNS, ProcFs};
 use crate::host::{Patience, SourceHealth, reference};
 use crate::kernel::sizes::{Machine, Sizes};
 use crate::kernel::{features, load, object, plan, ring::Ring, status::Probe, status::State};
+use crate::policy::{self, RulesWatcher, Surroundings};
 use crate::sink::{WallClock, boot_now};
 
 /// Facts on their way from the sources to the loop.
@@ -79,6 +80,13 @@ impl Sources {
             tokio::spawn(watcher.run());
             nudge
         });
+        if let Some(path) = &config.rules_file {
+            let (mut rules, of_rules) = RulesWatcher::new(path, LOOK_INTERVAL, Surroundings::of(config));
+            known.extend(rules.initial());
+            health.push(("rules_file", of_rules));
+            let to_loop = sender.clone();
+            tokio::spawn(async move { while to_loop.send(vec![rules.next().await]).await.is_ok() {} });
+        }
         if let Some(path) = &config.pods_file {
             let (mut file, of_file) = PodsFileWatcher::new(path, LOOK_INTERVAL);
             known.extend(file.initial());
@@ -173,6 +181,9 @@ pub(super) async fn start(config: &Config) -> Result<App, RunError> {
     }
     let proc = ProcFs::new(&config.proc_root);
     check_user_namespace(&proc)?;
+    if let Some(path) = &config.rules_file {
+        policy::load(path)?;
+    }
     let object = object::bytes().ok_or(load::LoadError::Stub)?;
     let (mut outputs, told) = Outputs::open(config, Clock)?;
     let cgroups = CgroupFs::find(config.cgroup_root.as_deref())?;

@@ -51,6 +51,13 @@ pub static KEYS: &[Key] = &[
         slot: Slot::File(|config| &mut config.pods_file),
     },
     Key {
+        name: "rules_file",
+        help: "File of rules to turn off or to rank otherwise, and of exceptions (docs/rules-file.md); read again when it \
+               changes",
+        ps: false,
+        slot: Slot::File(|config| &mut config.rules_file),
+    },
+    Key {
         name: "cri_socket",
         help: "Socket of the container runtime's CRI (containerd, CRI-O), which tells pods, containers, images and the \
                user namespaces that kubelet asked for; `auto` looks below host_root where runtimes have theirs. Who \

@@ -57,6 +57,8 @@ pub struct Config {
     pub host_root: PathBuf,
     /// File of Pod objects.
     pub pods_file: Option<PathBuf>,
+    /// File of what to tell of each rule, and what to leave out.
+    pub rules_file: Option<PathBuf>,
     /// Socket of the container runtime.
     pub cri_socket: Socket,
     /// Whether to ask the API server.
@@ -119,6 +121,7 @@ impl Default for Config {
             cgroup_root: None,
             host_root: "/proc/1/root".into(),
             pods_file: None,
+            rules_file: None,
             cri_socket: Socket::Auto,
             api_server: ApiServer::Auto,
             kubeconfig: None,
@@ -294,17 +297,18 @@ pub enum ConfigError {
         reason: String,
     },
     /// Values are wrong.
-    #[error("{}", list(mistakes))]
+    #[error("{}", list("the configuration", mistakes))]
     Invalid {
         /// All of them.
         mistakes: Vec<Mistake>,
     },
 }
 
-fn list(mistakes: &[Mistake]) -> String {
+/// What is wrong with `what`, a line each.
+pub(crate) fn list(what: &str, mistakes: &[Mistake]) -> String {
     let mut text = match mistakes.len() {
-        1 => "the configuration has a mistake:".to_owned(),
-        count => format!("the configuration has {count} mistakes:"),
+        1 => format!("{what} has a mistake:"),
+        count => format!("{what} has {count} mistakes:"),
     };
     for mistake in mistakes {
         text.push_str(&format!("\n  {mistake}"));
@@ -418,14 +422,17 @@ fn entries(path: &Path, text: &str) -> Result<Vec<(String, Spanned<Value>)>, Con
     Ok(entries)
 }
 
+/// Of `names`, the one that was probably meant.
+pub(crate) fn nearest<'a>(name: &str, names: impl Iterator<Item = &'a str>) -> Option<&'a str> {
+    let wanted = name.to_lowercase().replace('-', "_");
+    let distance = |known: &str| strsim::damerau_levenshtein(&wanted, &known.to_lowercase());
+    let near = names.map(|known| (distance(known), known)).min()?;
+    (near.0 <= 3).then_some(near.1)
+}
+
 fn unknown_key(name: &str, origin: Origin) -> Mistake {
-    let near = KEYS
-        .iter()
-        .map(|key| (strsim::damerau_levenshtein(&name.to_lowercase().replace('-', "_"), key.name), key.name))
-        .min()
-        .filter(|(distance, _)| *distance <= 3);
-    let allowed = match near {
-        Some((_, near)) => format!("{near}, if that was meant"),
+    let allowed = match nearest(name, KEYS.iter().map(|key| key.name)) {
+        Some(near) => format!("{near}, if that was meant"),
         None => format!("one of {}", KEYS.iter().map(|key| key.name).collect::<Vec<_>>().join(", ")),
     };
     let name = value::cut(name, value::SHOWN);

@@ -44,6 +44,7 @@ fn a_full_file_is_read() {
     let text = "
 kubelet_root: /k
 pods_file: pods.yaml
+rules_file: rules.yaml
 cri_socket: off
 api_server: off
 kubeconfig: admin.conf
@@ -77,7 +78,7 @@ probe_mechanism: fexit
     let config = from_file(text).unwrap().config;
     assert_eq!((config.container_budget, config.probe_mechanism), (7, Some(Mechanism::FExit)));
     assert_eq!((config.cgroup_root, config.state_dir), (Some("/c".into()), None));
-    assert_eq!(config.cri_socket, Socket::Off);
+    assert_eq!((config.cri_socket, config.rules_file), (Socket::Off, Some("rules.yaml".into())));
     assert_eq!((config.api_server, config.kubeconfig), (ApiServer::Off, Some("admin.conf".into())));
     assert_eq!(config.node_name.as_deref(), Some("node-1.example"));
     assert_eq!(config.kubelet_api, Some("https://127.0.0.1:10250".parse().unwrap()));

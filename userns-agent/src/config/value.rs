@@ -97,7 +97,7 @@ const MECHANISMS: [(&str, Option<Mechanism>); 5] = [
 ];
 const UNITS: [(&str, u64); 4] = [("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10), ("B", 1)];
 /// Characters shown of a value that is wrong.
-pub(super) const SHOWN: usize = 64;
+pub(crate) const SHOWN: usize = 64;
 /// Longest path the kernel takes (`PATH_MAX`, with the terminating NUL).
 const PATH_MAX: usize = 4096;
 /// Longest name of an object (a DNS subdomain, RFC 1123).
@@ -345,7 +345,8 @@ impl Raw<'_> {
         }
     }
 
-    fn describe(&self) -> String {
+    /// What it is, for messages.
+    pub(crate) fn describe(&self) -> String {
         match self {
             Self::Text("") | Self::Tree(Value::Null) => "nothing".to_owned(),
             Self::Text(text) => quote(cut(text, SHOWN)),
@@ -368,7 +369,7 @@ fn within<T: PartialOrd>(range: &RangeInclusive<T>, value: Option<T>) -> Option<
 }
 
 /// A text short enough for a message, control characters escaped.
-pub(super) fn cut(text: &str, most: usize) -> String {
+pub(crate) fn cut(text: &str, most: usize) -> String {
     let mut short: String = text.chars().take(most).flat_map(escape).collect();
     if text.chars().nth(most).is_some() {
         short.push('…');
@@ -393,7 +394,7 @@ fn absolute(text: &str) -> Option<PathBuf> {
 }
 
 /// A name as Kubernetes has them (RFC 1123), perhaps with a `*` behind it.
-fn name(text: &str) -> Option<String> {
+pub(crate) fn name(text: &str) -> Option<String> {
     let stem = text.strip_suffix('*').unwrap_or(text);
     let allowed =
         |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || matches!(byte, b'-' | b'.');

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use userns_common::kind::lineage;
 
+use super::pattern::matches;
 use super::pods::{Pod, Promise};
 use super::state::{Container, State};
 use crate::event::{CgroupId, IdMap, Image, Nanos, PodUid, Reference, TaskEvent, UserNs};
@@ -106,13 +107,6 @@ impl Unobservable {
     #[must_use]
     pub(super) fn covers(&self, pod: &Pod) -> bool {
         pod.runtime_classes().any(|class| self.has(class))
-    }
-}
-
-fn matches(pattern: &str, class: &str) -> bool {
-    match pattern.strip_suffix('*') {
-        Some(beginning) => class.starts_with(beginning),
-        None => class == pattern,
     }
 }
 

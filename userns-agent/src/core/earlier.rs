@@ -29,6 +29,11 @@ impl Earlier {
         Some(told)
     }
 
+    /// Whether an earlier run told this finding, and this one has not found it again yet.
+    pub(super) fn knows(&self, id: FindingId) -> bool {
+        self.told.contains_key(&id)
+    }
+
     /// Forgets what was told of containers that are gone.
     pub(super) fn forget(&mut self, containers: &[CgroupId]) {
         self.told.retain(|_, told| !containers.contains(&told.container));

@@ -4,20 +4,23 @@ mod attribution;
 mod describe;
 mod intrusion;
 mod lifecycle;
+mod policy;
 mod stats;
 
 pub use stats::Stats;
+use stats::check_label;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
-use userns_common::kind::{Hook, Operation, Relation, lineage, origin, state, verdict};
+use userns_common::kind::{Hook, lineage, origin, state};
 
 use self::describe::{pod_ref, refs};
 use super::context::{Context, Runtimes, Unobservable};
 use super::finding::{CapabilityUse, ContainerRef, Finding, PodRef, Severity, Status};
 use super::flight::{self, Recorder};
 use super::open::{Key, OpenFindings};
+use super::policy::Rulings;
 use super::rules::{self, RuleId};
 use super::state::{Sizes, State};
 use super::view::{PodView, view};
@@ -79,6 +82,7 @@ pub struct Engine {
     checks: BTreeMap<AggregateKey, AggregateValue>,
     budgets: Budgets,
     flight: Recorder,
+    policy: Rulings,
     now: Nanos,
 }
 
@@ -101,6 +105,7 @@ impl Engine {
             checks: BTreeMap::new(),
             budgets: Budgets::default(),
             flight: Recorder::new(flight::MAX_BYTES),
+            policy: Rulings::default(),
             now: Nanos(0),
         }
     }
@@ -309,7 +314,7 @@ impl Engine {
             Fact::SandboxGone(id) => self.state.sandbox_gone(&id, self.now),
             Fact::RuntimeImages(images) => self.runtimes.set(&images),
             Fact::MonitorImages(images) => self.runtimes.set_monitors(&images),
-            Fact::Aggregates(rows) => self.aggregates(rows),
+            Fact::Aggregates(rows) => self.aggregates(rows, out),
             Fact::Budgets(rows) => {
                 for (container, mut withheld) in self.budgets.take(&rows, self.now) {
                     (withheld.container, withheld.pod) = refs(&self.context(Some(container)));
@@ -317,17 +322,19 @@ impl Engine {
                 }
             }
             Fact::Told(told) => self.open.earlier.remember(told, self.now),
+            Fact::Policy(policy) => self.follow(*policy, out),
         }
     }
 
     /// Something about these containers' pods has become known: tells findings that lacked it again, and judges anew.
     fn known_better(&mut self, containers: &[CgroupId], out: &mut Vec<Output>) {
         for container in containers {
+            self.reconsider(self.open.about(*container), out);
             for key in self.open.incomplete(*container) {
                 let Some(mut finding) = self.described(&key) else { continue };
                 match self.open.missing(&key) {
                     Some(missing) if finding.unknown.len() < missing => finding.status = Status::Amended,
-                    None if !self.can_learn_more(&finding) => {}
+                    None if !self.may_wait(&finding) => {}
                     _ => continue,
                 }
                 self.say(&key, finding, out);
@@ -364,7 +371,7 @@ impl Engine {
         }
     }
 
-    fn aggregates(&mut self, rows: Vec<(AggregateKey, AggregateValue)>) {
+    fn aggregates(&mut self, rows: Vec<(AggregateKey, AggregateValue)>, out: &mut Vec<Output>) {
         let rows: BTreeMap<_, _> = rows.into_iter().collect();
         for (key, value) in &self.checks {
             if !rows.contains_key(key) {
@@ -379,7 +386,7 @@ impl Engine {
                 let found = rules::on_aggregate(*rule, key, value, &context);
                 // counts only add to what a record has opened: a row alone names no credentials
                 for detection in found {
-                    let _ = self.open.repeat(*rule, &detection);
+                    self.add(*rule, detection, out);
                 }
             }
         }
@@ -403,6 +410,9 @@ impl Engine {
             .collect();
         for container in waiting {
             self.judge(container, out);
+        }
+        if self.policy.has_expired(self.now) {
+            self.reconsider(self.open.keys(), out);
         }
         self.release(Some(self.now), out);
         for key in self.open.due(self.now) {
@@ -447,19 +457,28 @@ impl Engine {
             return;
         }
         for detection in found {
-            let Some(key) = self.open.take(rule, detection, container) else { continue };
-            self.prove(&key, self.now);
-            let Some(finding) = self.described(&key) else { continue };
-            let until = Nanos(self.now.0.saturating_add(nanos(self.enrich_wait)));
-            if !(self.can_learn_more(&finding) && self.open.hold(&key, until)) {
-                self.say(&key, finding, out);
+            if let Some(key) = self.admit(rule, detection, container) {
+                self.announce(&key, out);
             }
+        }
+    }
+
+    /// Tells a finding now, or keeps it back until more is known.
+    fn announce(&mut self, key: &Key, out: &mut Vec<Output>) {
+        self.prove(key, self.now);
+        let Some(finding) = self.described(key) else { return };
+        let until = Nanos(self.now.0.saturating_add(nanos(self.enrich_wait)));
+        if !(self.may_wait(&finding) && self.open.hold(key, until)) {
+            self.say(key, finding, out);
         }
     }
 
     /// Tells findings that were kept back, now that it is this late, or all of them.
     fn release(&mut self, now: Option<Nanos>, out: &mut Vec<Output>) {
         for key in self.open.overdue(now) {
+            if self.rule_out(&key) {
+                continue;
+            }
             if let Some(finding) = self.described(&key) {
                 self.say(&key, finding, out);
             }
@@ -471,13 +490,15 @@ impl Engine {
         out.push(Output::Finding(Box::new(finding)));
     }
 
-    /// Whether a finding may wait for the names of its pod and container.
-    fn can_learn_more(&self, finding: &Finding) -> bool {
+    /// Whether a finding may wait for the names of its pod and container, or for what an exception asks for.
+    fn may_wait(&self, finding: &Finding) -> bool {
         let nameless = |pod: &PodRef| pod.name.is_none();
         let unnamed = |container: &ContainerRef| container.kind.is_none() && !container.id.is_empty();
         finding.severity < Severity::Critical
             && !self.enrich_wait.is_zero()
-            && (finding.pod.as_ref().is_some_and(nameless) || finding.container.as_ref().is_some_and(unnamed))
+            && (finding.pod.as_ref().is_some_and(nameless)
+                || finding.container.as_ref().is_some_and(unnamed)
+                || self.is_undecided(finding))
     }
 
     /// Tells what is kept back, because the agent stops.
@@ -488,12 +509,4 @@ impl Engine {
 
 fn nanos(time: Duration) -> u64 {
     u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
-}
-
-fn check_label(key: &AggregateKey) -> (&'static str, bool) {
-    if u32::from(key.operation) != Operation::Capability as u32 {
-        return ("call", key.verdict != verdict::GRANTED);
-    }
-    let relation = Relation::try_from(u32::from(key.relation)).map_or("unknown", Relation::name);
-    (relation, key.verdict != verdict::GRANTED)
 }

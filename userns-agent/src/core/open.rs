@@ -1,6 +1,7 @@
 //! Findings that are open: what is news, what repeats, what is told again.
 
 mod closing;
+mod withholding;
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -8,6 +9,7 @@ pub(super) use closing::Fate;
 
 use super::earlier::{self, Earlier};
 use super::finding::{CallUse, CapabilityUse, Confidence, Finding, FindingId, Severity, Status};
+use super::policy::Why;
 use super::rules::RuleId;
 use super::windows::UPDATE_NS;
 use crate::event::{CgroupId, Nanos, PodUid, ProcessId, TaskEvent, Told};
@@ -79,6 +81,8 @@ struct Open {
     closed: bool,
     /// It outlives its container.
     stays: bool,
+    /// Why it is not told, or nothing more of it; `held` says whether it ever was.
+    withheld: Option<Why>,
 }
 
 /// A finding that was told a moment ago.
@@ -140,12 +144,12 @@ impl OpenFindings {
     /// How many are open.
     #[must_use]
     pub(super) fn len(&self) -> usize {
-        self.all().count()
+        self.told().count()
     }
 
-    /// Every open finding and the container it is about.
+    /// Every open finding that is not withheld, and the container it is about.
     pub(super) fn all(&self) -> impl Iterator<Item = (&Finding, Option<CgroupId>)> {
-        self.open.values().filter(|open| !open.closed).map(|open| (&open.finding, open.container))
+        self.told().map(|open| (&open.finding, open.container))
     }
 
     /// Takes what a rule says. Returns the finding's key if it is news; a repetition is kept for an update. What an
@@ -201,6 +205,7 @@ impl OpenFindings {
             was_told: false,
             closed: false,
             stays: false,
+            withheld: None,
         };
         let open = self.open.entry(key.clone()).or_insert(open);
         if resumed.is_some_and(|detection| !open.resume(&detection)) {
@@ -249,7 +254,7 @@ impl OpenFindings {
     #[must_use]
     pub(super) fn incomplete(&self, container: CgroupId) -> Vec<Key> {
         let of = |open: &Open| {
-            open.container == Some(container) && !open.closed && (open.held || open.missing > 0)
+            open.container == Some(container) && open.is_told_of() && (open.held || open.missing > 0)
         };
         self.open.iter().filter(|(_, open)| of(open)).map(|(key, _)| key.clone()).collect()
     }
@@ -270,8 +275,10 @@ impl OpenFindings {
     }
 
     fn evict(&mut self) {
-        let told = self.open.iter().filter(|(_, open)| !open.held);
-        let oldest = told.min_by_key(|(_, open)| (!open.closed, open.finding.severity, open.told));
+        let told = self.open.iter().filter(|(_, open)| !open.held || open.withheld.is_some());
+        let oldest = told.min_by_key(|(_, open)| {
+            (!open.closed, open.withheld.is_none(), open.finding.severity, open.told)
+        });
         if let Some((key, closed)) = oldest.map(|(key, open)| (key.clone(), open.closed)) {
             self.drop_finding(&key);
             self.evicted += u64::from(!closed);
@@ -283,7 +290,7 @@ impl OpenFindings {
         let due = self
             .open
             .iter_mut()
-            .filter(|(_, open)| open.dirty && !open.held && !open.closed)
+            .filter(|(_, open)| open.dirty && !open.held && open.is_told_of())
             .filter(|(_, open)| now.0.saturating_sub(open.told.0) >= UPDATE_NS);
         due.map(|(key, open)| {
             open.dirty = false;
@@ -309,6 +316,11 @@ impl OpenFindings {
 }
 
 impl Open {
+    /// Whether there is anything to tell of it: it has not ended and is not withheld.
+    fn is_told_of(&self) -> bool {
+        !self.closed && self.withheld.is_none()
+    }
+
     /// Continues what an earlier run told; true if the detection says anything new.
     fn resume(&mut self, detection: &Detection) -> bool {
         if let Some(told) = &self.earlier {

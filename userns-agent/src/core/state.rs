@@ -164,6 +164,12 @@ impl State {
         self.containers.get(&id)
     }
 
+    /// Whether the container is there and its cgroup was not removed.
+    #[must_use]
+    pub(super) fn is_live(&self, id: CgroupId) -> bool {
+        self.containers.get(&id).is_some_and(|container| container.gone.is_none())
+    }
+
     /// The container, to change.
     pub(super) fn container_mut(&mut self, id: CgroupId) -> Option<&mut Container> {
         self.containers.get_mut(&id)

@@ -16,6 +16,7 @@ pub mod pods_file;
 pub mod proc;
 pub mod reference;
 pub mod runtimes;
+pub(crate) mod watched_file;
 
 pub use https::{Patience, server_url};
 
@@ -57,7 +58,7 @@ impl SourceState {
 }
 
 /// A message short enough for a status page: parsers quote what they found, however long, and as it stands.
-fn brief(message: &str) -> String {
+pub(crate) fn brief(message: &str) -> String {
     const MOST: usize = 300;
     let mut short = String::new();
     for character in message.chars().take(MOST) {

@@ -12,7 +12,7 @@ use serde_json::Value;
 
 use crate::event::Extent;
 
-use crate::sink::local::{FINDINGS, PODS};
+use crate::sink::local::Wanted;
 
 /// How long the agent may take.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -153,6 +153,17 @@ pub struct KnownFinding {
     pub why: String,
 }
 
+/// An exception of the rules file, as the agent knows it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+pub struct KnownException {
+    /// Its name.
+    pub name: String,
+    /// What it has withheld since the agent started.
+    pub matched: u64,
+    /// When it last did, in RFC 3339.
+    pub last_match: Option<String>,
+}
+
 #[derive(Deserialize)]
 struct Body {
     pods: Vec<Known>,
@@ -167,13 +178,18 @@ pub struct KnownFindings {
     pub open: Vec<String>,
 }
 
+#[derive(Deserialize)]
+struct RulesBody {
+    exceptions: Vec<KnownException>,
+}
+
 /// Asks the agent on `socket` for the pods.
 ///
 /// # Errors
 ///
 /// [`AskError`]; [`AskError::NoAgent`] is no mistake of anybody's.
 pub fn ask(socket: &Path) -> Result<Vec<Known>, AskError> {
-    get(socket, PODS).map(|body: Body| body.pods)
+    get(socket, &Wanted::Pods).map(|body: Body| body.pods)
 }
 
 /// Asks the agent on `socket` for open findings whose id begins so.
@@ -182,10 +198,19 @@ pub fn ask(socket: &Path) -> Result<Vec<Known>, AskError> {
 ///
 /// As [`ask`].
 pub fn findings(socket: &Path, beginning: &str) -> Result<KnownFindings, AskError> {
-    get(socket, &format!("{FINDINGS}{beginning}"))
+    get(socket, &Wanted::Findings(beginning.to_owned()))
 }
 
-fn get<T: DeserializeOwned>(socket: &Path, path: &str) -> Result<T, AskError> {
+/// Asks the agent on `socket` what became of its exceptions.
+///
+/// # Errors
+///
+/// As [`ask`].
+pub fn ask_exceptions(socket: &Path) -> Result<Vec<KnownException>, AskError> {
+    get(socket, &Wanted::Rules).map(|body: RulesBody| body.exceptions)
+}
+
+fn get<T: DeserializeOwned>(socket: &Path, wanted: &Wanted) -> Result<T, AskError> {
     let io = |source| AskError::Io { path: socket.to_owned(), source };
     let mut stream = match UnixStream::connect(socket) {
         Ok(stream) => stream,
@@ -195,7 +220,7 @@ fn get<T: DeserializeOwned>(socket: &Path, path: &str) -> Result<T, AskError> {
         Err(error) => return Err(io(error)),
     };
     stream.set_read_timeout(Some(PATIENCE)).map_err(io)?;
-    let request = format!("GET {path} HTTP/1.1\r\nhost: agent\r\nconnection: close\r\n\r\n");
+    let request = format!("GET {} HTTP/1.1\r\nhost: agent\r\nconnection: close\r\n\r\n", wanted.path());
     stream.write_all(request.as_bytes()).map_err(io)?;
     let mut answer = Vec::new();
     stream.take(MAX_BYTES).read_to_end(&mut answer).map_err(io)?;

@@ -1,6 +1,7 @@
 //! The local socket: what the agent knows of the pods, for root on this node.
 //!
-//! HTTP/1.1 over a Unix stream socket, one request a connection: `GET /v1/pods` and `GET /v1/findings/ID` answer JSON. Only the agent's own
+//! HTTP/1.1 over a Unix stream socket, one request a connection: `GET /v1/pods`, `GET /v1/rules` and
+//! `GET /v1/findings/ID` answer JSON. Only the agent's own
 //! user may open the socket, in a directory that is that user's alone, and each peer's credentials are looked at
 //! besides. The event loop is asked for a snapshot; a client that is slow, silent or one of many costs it nothing.
 
@@ -27,10 +28,40 @@ use tokio::time::{sleep, timeout};
 
 use super::Metrics;
 
-/// The path that answers with the pods.
-pub const PODS: &str = "/v1/pods";
 /// The path, before the beginning of a finding's id, that answers with open findings.
-pub const FINDINGS: &str = "/v1/findings/";
+const FINDINGS: &str = "/v1/findings/";
+
+/// What the event loop can be asked for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Wanted {
+    /// What is known of the pods.
+    Pods,
+    /// What became of the rules file's exceptions.
+    Rules,
+    /// Open findings whose id begins so.
+    Findings(String),
+}
+
+impl Wanted {
+    /// The path that answers.
+    #[must_use]
+    pub fn path(&self) -> String {
+        match self {
+            Self::Pods => "/v1/pods".to_owned(),
+            Self::Rules => "/v1/rules".to_owned(),
+            Self::Findings(beginning) => format!("{FINDINGS}{beginning}"),
+        }
+    }
+
+    fn of(path: &str) -> Option<Self> {
+        match path {
+            "/v1/pods" => Some(Self::Pods),
+            "/v1/rules" => Some(Self::Rules),
+            _ => path.strip_prefix(FINDINGS).map(|beginning| Self::Findings(beginning.to_owned())),
+        }
+    }
+}
+
 /// Connections at a time; others wait.
 const MAX_CONNECTIONS: usize = 8;
 /// Time for a request and its answer.
@@ -65,24 +96,6 @@ pub enum LocalError {
         /// Why.
         source: io::Error,
     },
-}
-
-/// What the event loop can be asked for.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Wanted {
-    /// The pods.
-    Pods,
-    /// Open findings whose id begins so.
-    Findings(String),
-}
-
-impl Wanted {
-    fn of(path: &str) -> Option<Self> {
-        match path.strip_prefix(FINDINGS) {
-            Some(beginning) => Some(Self::Findings(beginning.to_owned())),
-            None => (path == PODS).then_some(Self::Pods),
-        }
-    }
 }
 
 /// Asks the event loop for what it knows: it sends JSON back.
@@ -193,7 +206,7 @@ async fn answer(request: &Request<Incoming>, queries: &mpsc::Sender<Query>) -> R
         return plain(StatusCode::METHOD_NOT_ALLOWED, "only GET is answered\n");
     }
     let Some(wanted) = Wanted::of(request.uri().path()) else {
-        return plain(StatusCode::NOT_FOUND, "there are /v1/pods and /v1/findings/ID\n");
+        return plain(StatusCode::NOT_FOUND, "there are /v1/pods, /v1/rules and /v1/findings/ID\n");
     };
     let (reply, told) = oneshot::channel();
     let asked = queries.send(Query { wanted, reply }).await.is_ok();
@@ -237,6 +250,7 @@ mod tests {
                     while let Some(Query { wanted, reply }) = asked.recv().await {
                         let answer = match wanted {
                             Wanted::Pods => "[\"pods\"]\n".to_owned(),
+                            Wanted::Rules => "[\"rules\"]\n".to_owned(),
                             Wanted::Findings(beginning) => format!("[\"{beginning}\"]\n"),
                         };
                         let _ = reply.send(answer.into_bytes());
@@ -273,6 +287,8 @@ mod tests {
         assert!(answer.starts_with("HTTP/1.1 200") && answer.ends_with("[\"pods\"]\n"), "{answer}");
         let finding = served.ask(&GET.replace("pods", "findings/cbf2"));
         assert!(finding.starts_with("HTTP/1.1 200") && finding.ends_with("[\"cbf2\"]\n"), "{finding}");
+        let rules = served.ask(&GET.replace("pods", "rules"));
+        assert!(rules.ends_with("[\"rules\"]\n"), "{rules}");
         for (request, status) in [
             ("GET / HTTP/1.1\r\nhost: a\r\n\r\n", "404"),
             ("PUT /v1/pods HTTP/1.1\r\nhost: a\r\n\r\n", "405"),

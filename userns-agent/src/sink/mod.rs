@@ -27,7 +27,8 @@ mod writer;
 
 pub use metrics::Metrics;
 pub use report::{
-    AgentEvent, AgentState, ProbeReport, Readiness, SourceReport, Status, Suppressed, TableReport,
+    AgentEvent, AgentState, ExceptionState, ProbeReport, Readiness, SourceReport, Status, Suppressed,
+    TableReport,
 };
 pub use report::{WallClock, boot_now};
 pub use sinks::{Drained, Form, Options, SinkError, Sinks};

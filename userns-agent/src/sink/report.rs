@@ -5,6 +5,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rustix::time::{ClockId, clock_gettime};
 
+use crate::core::ExceptionView;
 use crate::core::finding::{ContainerRef, PodRef, Severity};
 use crate::event::{Nanos, Reference};
 
@@ -38,6 +39,13 @@ impl WallClock {
     #[must_use]
     pub fn at(self, time: Nanos) -> SystemTime {
         UNIX_EPOCH + Duration::from_nanos(self.boot) + Duration::from_nanos(time.0)
+    }
+
+    /// The moment of civil time on the kernel's clock; zero if that was before the boot.
+    #[must_use]
+    pub fn nanos(self, time: SystemTime) -> Nanos {
+        let unix = time.duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos();
+        Nanos(u64::try_from(unix.saturating_sub(self.boot.into())).unwrap_or(u64::MAX))
     }
 
     /// As RFC 3339 with nanoseconds, UTC.
@@ -166,6 +174,42 @@ pub struct SourceReport {
     pub last_success: Option<Nanos>,
 }
 
+/// What an exception of the rules file is good for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ExceptionState {
+    /// It has withheld something since the agent started.
+    Matched,
+    /// It has not.
+    Unmatched,
+    /// It withholds nothing any more.
+    Expired,
+}
+
+impl ExceptionState {
+    /// Every state.
+    pub const ALL: [Self; 3] = [Self::Matched, Self::Unmatched, Self::Expired];
+
+    /// That of this exception.
+    #[must_use]
+    pub fn of(exception: &ExceptionView) -> Self {
+        match (exception.expired, exception.matched) {
+            (true, _) => Self::Expired,
+            (false, 0) => Self::Unmatched,
+            (false, _) => Self::Matched,
+        }
+    }
+
+    /// The name used in metrics and JSON.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Matched => "matched",
+            Self::Unmatched => "unmatched",
+            Self::Expired => "expired",
+        }
+    }
+}
+
 /// A bounded table.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct TableReport {
@@ -194,6 +238,8 @@ pub struct Status {
     pub probes: Vec<ProbeReport>,
     /// Its sources.
     pub sources: Vec<SourceReport>,
+    /// Exceptions of its rules file.
+    pub exceptions: Vec<ExceptionView>,
     /// Its tables.
     pub tables: Vec<TableReport>,
 }
@@ -208,6 +254,7 @@ impl Default for Status {
             reference: (Reference::default(), None),
             probes: Vec::new(),
             sources: Vec::new(),
+            exceptions: Vec::new(),
             tables: Vec::new(),
         }
     }

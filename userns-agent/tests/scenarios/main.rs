@@ -11,6 +11,7 @@ mod ids;
 mod lifecycle;
 mod nested;
 mod pods;
+mod policy;
 mod restart;
 mod world;
 

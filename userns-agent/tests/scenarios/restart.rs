@@ -10,7 +10,7 @@ use super::world::{Actor, MS, SECOND, SLEEP, World};
 use super::{BASE, SYS_ADMIN};
 
 /// What the state directory keeps of a finding.
-fn told(finding: &Finding) -> Told {
+pub(crate) fn told(finding: &Finding) -> Told {
     let operation = |name: &str| Operation::ALL.iter().copied().find(|operation| operation.name() == name);
     Told {
         id: finding.id.0,

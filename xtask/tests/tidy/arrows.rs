@@ -32,13 +32,14 @@ enum Imports {
     Never(&'static [&'static str]),
 }
 
-const ARROWS: [(&str, Imports); 6] = [
+const ARROWS: [(&str, Imports); 7] = [
     ("event", Imports::Only(&["event"])),
     ("decode", Imports::Only(&["event", "core", "decode"])),
     ("core", Imports::Only(&["cgroup", "event", "core", "decode"])),
     ("kernel", Imports::Never(&["host", "sink", "core"])),
     ("host", Imports::Never(&["kernel", "sink"])),
     ("sink", Imports::Never(&["kernel", "host"])),
+    ("policy", Imports::Never(&["kernel", "app"])),
 ];
 
 /// The modules that wire the others together.

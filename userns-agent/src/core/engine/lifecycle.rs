@@ -39,7 +39,8 @@ impl Engine {
     /// Tells what has become known of the time before findings, and which of them have ended.
     pub(super) fn lifecycle(&mut self, out: &mut Vec<Output>) {
         for (key, until) in self.open.look_back(self.now) {
-            if self.prove(&key, until)
+            if self.open.withheld(&key).is_none()
+                && self.prove(&key, until)
                 && let Some(mut finding) = self.described(&key)
             {
                 finding.status = Status::Amended;

@@ -2,10 +2,14 @@
 
 use std::collections::BTreeMap;
 
-use super::{Engine, check_label};
+use userns_common::kind::{Operation, Relation, verdict};
+
+use super::Engine;
 use crate::core::finding::Severity;
 use crate::core::pods::Promise;
+use crate::core::policy::{ExceptionView, Tally};
 use crate::core::rules::RuleId;
+use crate::event::AggregateKey;
 
 /// Numbers for metrics.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -40,6 +44,10 @@ pub struct Stats {
     pub unattributed: u64,
     /// Checks by (relation, denied), from the aggregation table.
     pub checks: BTreeMap<(&'static str, bool), u64>,
+    /// What the rules file withheld.
+    pub policy: Tally,
+    /// Its exceptions.
+    pub exceptions: Vec<ExceptionView>,
 }
 
 impl Stats {
@@ -92,6 +100,17 @@ impl Engine {
             evicted,
             unattributed: self.unattributed,
             checks,
+            policy: self.policy.tally().clone(),
+            exceptions: self.policy.exceptions(self.now),
         }
     }
+}
+
+/// Labels of a row of the aggregation table.
+pub(super) fn check_label(key: &AggregateKey) -> (&'static str, bool) {
+    if u32::from(key.operation) != Operation::Capability as u32 {
+        return ("call", key.verdict != verdict::GRANTED);
+    }
+    let relation = Relation::try_from(u32::from(key.relation)).map_or("unknown", Relation::name);
+    (relation, key.verdict != verdict::GRANTED)
 }

@@ -91,13 +91,13 @@ impl OpenFindings {
         self.evidence -= evidence.len();
         open.closed = true;
         open.dirty = false;
-        open.was_told || open.earlier.is_some()
+        open.withheld.is_none() && (open.was_told || open.earlier.is_some())
     }
 
     /// Whether a finding waits to be told.
     #[must_use]
     pub(in crate::core) fn is_held(&self, key: &Key) -> bool {
-        self.open.get(key).is_some_and(|open| open.held)
+        self.open.get(key).is_some_and(|open| open.held && open.withheld.is_none())
     }
 
     /// Gives a finding its evidence; true if there is more about the time until then than it had.

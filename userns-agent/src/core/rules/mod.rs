@@ -146,6 +146,12 @@ pub(super) fn on_task(id: RuleId, observed: &Observed<'_>, context: &Context<'_>
     }
 }
 
+/// Whether a rule judges the state that a container is in; the others judge what was done.
+#[must_use]
+pub(super) fn judges_containers(id: RuleId) -> bool {
+    matches!(id, RuleId::I2 | RuleId::I3 | RuleId::I5 | RuleId::I7 | RuleId::I12)
+}
+
 /// Asks a rule about a container, after something about it or its pod has changed.
 #[must_use]
 pub(super) fn on_container(id: RuleId, context: &Context<'_>) -> Vec<Detection> {

@@ -6,16 +6,15 @@ mod tests;
 
 pub use parse::{MAX_PODS_FILE_BYTES, PodsError, parse_pods};
 
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io::{self, ErrorKind, Read as _};
-use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
-use rustix::fs::OFlags;
 use tokio::sync::watch;
 use tokio::time::{Interval, MissedTickBehavior, interval_at};
 
+use super::watched_file::WatchedFile;
 use super::{SourceHealth, SourceState};
 use crate::event::{Fact, PodSource, PodSpec};
 
@@ -55,20 +54,14 @@ pub enum PodsFileError {
 ///
 /// [`PodsFileError`]
 pub fn read_pods(path: &Path) -> Result<Vec<PodSpec>, PodsFileError> {
-    read(path, File::open(path).map_err(|source| unreadable(path, source))?)
+    let mut bytes = Vec::new();
+    let read = File::open(path).and_then(|file| file.take(MOST).read_to_end(&mut bytes));
+    read.map_err(|source| unreadable(path, source))?;
+    parse(path, &bytes)
 }
 
-/// A pipe cannot be read twice, and opening one can wait for ever.
-fn open_regular(path: &Path) -> Result<File, PodsFileError> {
-    let flags = OFlags::NONBLOCK.bits().cast_signed();
-    let file = OpenOptions::new().read(true).custom_flags(flags).open(path);
-    let file = file.map_err(|source| unreadable(path, source))?;
-    match file.metadata() {
-        Ok(stat) if stat.is_file() => Ok(file),
-        Ok(_) => Err(unreadable(path, io::Error::other("it is not a regular file"))),
-        Err(source) => Err(unreadable(path, source)),
-    }
-}
+/// Bytes read: one more than may be used.
+const MOST: u64 = MAX_PODS_FILE_BYTES as u64 + 1;
 
 fn unreadable(path: &Path, source: io::Error) -> PodsFileError {
     if source.kind() == ErrorKind::NotFound {
@@ -78,50 +71,14 @@ fn unreadable(path: &Path, source: io::Error) -> PodsFileError {
     }
 }
 
-fn read(path: &Path, file: File) -> Result<Vec<PodSpec>, PodsFileError> {
-    let mut bytes = Vec::new();
-    file.take(MAX_PODS_FILE_BYTES as u64 + 1)
-        .read_to_end(&mut bytes)
-        .map_err(|source| unreadable(path, source))?;
-    parse_pods(&bytes).map_err(|source| PodsFileError::Pods { path: path.to_owned(), source })
-}
-
-/// What changes when a file is written or replaced.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Stamp {
-    device: u64,
-    inode: u64,
-    size: u64,
-    modified: (i64, i64),
-    changed: (i64, i64),
-}
-
-impl Stamp {
-    fn of(file: &File) -> io::Result<Self> {
-        let stat = file.metadata()?;
-        Ok(Self {
-            device: stat.dev(),
-            inode: stat.ino(),
-            size: stat.size(),
-            modified: (stat.mtime(), stat.mtime_nsec()),
-            changed: (stat.ctime(), stat.ctime_nsec()),
-        })
-    }
-
-    /// Whether another writing would show: the times of a file are those of the last clock tick, or on some file
-    /// systems of the last second or two, so one that was written just now may be written again unseen.
-    fn is_settled(&self, now: SystemTime) -> bool {
-        let seconds = now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
-        i64::try_from(seconds).is_ok_and(|now| now.abs_diff(self.changed.0) > 2)
-    }
+fn parse(path: &Path, bytes: &[u8]) -> Result<Vec<PodSpec>, PodsFileError> {
+    parse_pods(bytes).map_err(|source| PodsFileError::Pods { path: path.to_owned(), source })
 }
 
 /// Reads the file and reads it again when it changes.
 #[derive(Debug)]
 pub struct PodsFileWatcher {
-    path: PathBuf,
-    /// Of the last reading, if it is settled.
-    stamp: Option<Stamp>,
+    file: WatchedFile,
     /// What is in force.
     pods: Option<Vec<PodSpec>>,
     errors: u64,
@@ -136,7 +93,7 @@ impl PodsFileWatcher {
         let (health, receiver) = watch::channel(SourceHealth::default());
         let mut look = interval_at(tokio::time::Instant::now() + interval, interval);
         look.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        (Self { path: path.to_owned(), stamp: None, pods: None, errors: 0, look, health }, receiver)
+        (Self { file: WatchedFile::new(path), pods: None, errors: 0, look, health }, receiver)
     }
 
     /// The pods there are now; none if the file cannot be used. Call it once, before [`Self::next`].
@@ -184,20 +141,9 @@ impl PodsFileWatcher {
 
     /// `None` if it has not changed since it was read.
     fn read_if_changed(&mut self) -> Result<Option<Vec<PodSpec>>, PodsFileError> {
-        let (path, before) = (&self.path, self.stamp.take());
-        let file = open_regular(path)?;
-        let stamp = Stamp::of(&file).map_err(|source| unreadable(path, source))?;
-        let settled = stamp.is_settled(SystemTime::now()).then_some(stamp);
-        if before == Some(stamp) {
-            self.stamp = settled;
-            return Ok(None);
-        }
-        let pods = read(path, file);
-        // a file that cannot be used is not looked at again until it changes; one that cannot be read is
-        if !matches!(pods, Err(PodsFileError::Read { .. })) {
-            self.stamp = settled;
-        }
-        pods.map(Some)
+        let read = self.file.read_if_changed(MOST);
+        let path = self.file.path();
+        read.map_err(|source| unreadable(path, source))?.map(|bytes| parse(path, &bytes)).transpose()
     }
 
     fn publish(&self, state: SourceState, detail: String, records: usize) {

@@ -251,14 +251,3 @@ async fn what_is_no_regular_file_is_not_waited_for() {
         assert!(health.borrow().detail.contains(says), "{:?}", health.borrow());
     }
 }
-
-#[test]
-fn only_a_file_that_has_settled_is_trusted_not_to_have_changed() {
-    let file = File::open("/proc/self/exe").unwrap();
-    let stamp = Stamp::of(&file).unwrap();
-    let at = |seconds: i64| {
-        SystemTime::UNIX_EPOCH + Duration::from_secs(u64::try_from(stamp.changed.0 + seconds).unwrap())
-    };
-    assert!(stamp.is_settled(at(3)) && !stamp.is_settled(at(2)) && !stamp.is_settled(at(0)));
-    assert!(stamp.is_settled(at(-3)));
-}

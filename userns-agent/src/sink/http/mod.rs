@@ -6,7 +6,7 @@
 //! | `/metrics` | metrics in Prometheus' text format |
 //! | `/healthz` | 200 as long as the event loop is alive, else 503: for liveness probes |
 //! | `/readyz` | 200 once everything that ran before the agent is known, else 503 with the reason |
-//! | `/status` | version, kernel, hooks, sources, losses and tables as JSON |
+//! | `/status` | version, kernel, hooks, sources, exceptions, losses and tables as JSON |
 //!
 //! Every connection is one request. A client may take its time or send anything at all: heads are limited in
 //! size, exchanges in time, and when there are too many connections the oldest one is ended, so that a client

@@ -35,7 +35,7 @@ const ROUTES: &[Route] = &[
     },
     Route {
         path: "/status",
-        about: "version, kernel, hooks, sources, losses and tables as JSON",
+        about: "version, kernel, hooks, sources, exceptions, losses and tables as JSON",
         answer: status,
     },
 ];

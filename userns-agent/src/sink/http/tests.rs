@@ -10,6 +10,7 @@ use serde_json::Value;
 use tokio::runtime::Runtime;
 
 use super::*;
+use crate::core::ExceptionView;
 use crate::core::finding::Severity;
 use crate::core::rules::RuleId;
 use crate::event::Nanos;
@@ -180,6 +181,16 @@ fn status_tells_everything() {
         let runtime = Some("containerd 2.1.9".to_owned());
         status.sources =
             vec![broken, SourceReport { name: "cri", up: true, detail: runtime, ..SourceReport::default() }];
+        let exception = |name: &str, expired: bool, matched| ExceptionView {
+            name: name.to_owned(),
+            rules: vec![RuleId::I2, RuleId::I12],
+            expires: expired.then_some(Nanos(0)),
+            expired,
+            matched,
+            last: None,
+        };
+        status.exceptions =
+            vec![exception("used", false, 3), exception("unused", false, 0), exception("old", true, 3)];
         status.tables = vec![TableReport { name: "containers", used: 3, capacity: 8192 }];
     });
     running.metrics.decode_error("truncated");
@@ -197,6 +208,12 @@ fn status_tells_everything() {
         ("/sources/0/error", "line 1: \u{1b}".into()),
         ("/sources/0/detail", Value::Null),
         ("/sources/1/detail", "containerd 2.1.9".into()),
+        ("/exceptions/0/rules/1", "I12".into()),
+        ("/exceptions/0/matched", 3.into()),
+        ("/exceptions/0/state", "matched".into()),
+        ("/exceptions/1/state", "unmatched".into()),
+        ("/exceptions/1/expires", Value::Null),
+        ("/exceptions/2/state", "expired".into()),
         ("/losses/0/metric", "userns_decode_errors_total".into()),
         ("/losses/0/labels/reason", "truncated".into()),
         ("/losses/0/count", 1.into()),

@@ -9,18 +9,20 @@ mod finding;
 mod format;
 mod pods;
 mod process;
+mod rules;
 mod status;
 #[cfg(test)]
 mod tests;
 
 pub use pods::pods;
+pub use rules::rules;
 
 use serde::Serialize;
 
 use super::metrics::Loss;
 use super::report::{AgentEvent, ProbeReport, Status, Suppressed, WallClock};
 use crate::core::finding::{Finding, FindingId, Severity};
-use crate::core::rules::{self, Rule};
+use crate::core::rules::{Rule, rule};
 use crate::event::Nanos;
 
 /// Name and version of the schema of lines.
@@ -135,7 +137,7 @@ impl Renderer {
     ) -> Result<Vec<u8>, serde_json::Error> {
         let line = |finding| {
             let envelope = self.envelope("finding", Finding::told_at(finding), clock);
-            finding::FindingLine::new(envelope, finding, rules::rule(finding.rule), clock)
+            finding::FindingLine::new(envelope, finding, rule(finding.rule), clock)
         };
         format::line(&FindingsBody {
             schema: FINDINGS_SCHEMA,

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 
 use super::process::Extents;
+use super::rules::{ExceptionBody, exceptions};
 use super::{Health, Probe, STATUS_SCHEMA};
 use crate::event::{Extent, Reference};
 use crate::sink::metrics::Loss;
@@ -23,6 +24,7 @@ pub(super) struct StatusBody<'a> {
     reference: ReferenceView,
     probes: Vec<Probe<'a>>,
     sources: Vec<Source<'a>>,
+    exceptions: Vec<ExceptionBody<'a>>,
     losses: Vec<LossView<'a>>,
     tables: Vec<Table>,
 }
@@ -85,6 +87,7 @@ impl<'a> StatusBody<'a> {
             reference: ReferenceView::new(&status.reference),
             probes: status.probes.iter().map(Probe::new).collect(),
             sources: status.sources.iter().map(|source| Source::new(source, clock)).collect(),
+            exceptions: exceptions(&status.exceptions, clock),
             losses: losses.iter().map(LossView::new).collect(),
             tables: status.tables.iter().map(Table::new).collect(),
         }

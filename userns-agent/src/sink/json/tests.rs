@@ -223,7 +223,7 @@ fn the_local_socket_tells_findings_as_lines_do() {
         .findings(std::slice::from_ref(&finding), &[finding.id, FindingId(7)], sample::CLOCK)
         .unwrap();
     let answer = value(std::str::from_utf8(&answer).unwrap());
-    let line = renderer().finding(&finding, rules::rule(finding.rule), sample::CLOCK).unwrap();
+    let line = renderer().finding(&finding, crate::core::rules::rule(finding.rule), sample::CLOCK).unwrap();
     assert_eq!(answer["findings"][0], value(std::str::from_utf8(&line).unwrap()));
     assert_eq!(answer["open"], serde_json::json!(["cbf29ce484222325", "0000000000000007"]));
     let known: crate::ps::known::KnownFindings = serde_json::from_value(answer).unwrap();

@@ -17,11 +17,11 @@ use thiserror::Error;
 pub use table::{Declared, Kind, Label, TABLE};
 
 use self::table::Families;
-use super::report::{ProbeReport, SourceReport};
+use super::report::{ExceptionState, ProbeReport, SourceReport};
 use super::{SinkKind, process};
-use crate::core::Promise;
 use crate::core::finding::Severity;
 use crate::core::rules::{self, RuleId};
+use crate::core::{Promise, Reason};
 use crate::event::{ContainerKind, Counter, Reference, Relation};
 
 const SEVERITIES: [Severity; 5] =
@@ -100,6 +100,14 @@ impl Metrics {
                 self.sink_dropped(*sink, severity, 0);
             }
         }
+        for rule in RuleId::ALL {
+            for reason in Reason::ALL {
+                self.findings_withheld(*rule, reason, 0);
+            }
+        }
+        for state in ExceptionState::ALL {
+            self.exceptions(state, 0);
+        }
         for counter in Counter::ALL {
             self.kernel_counter(*counter, 0);
         }
@@ -153,6 +161,21 @@ impl Metrics {
     /// Detections not told, so far, by reason.
     pub fn findings_suppressed(&self, reason: &'static str, total: u64) {
         raise(&self.families.findings_suppressed, &[reason], total);
+    }
+
+    /// What an exception withheld so far of a rule.
+    pub fn findings_excepted(&self, rule: RuleId, exception: &str, total: u64) {
+        raise(&self.families.findings_excepted, &[rules::rule(rule).id, exception], total);
+    }
+
+    /// What a rule's setting withheld so far.
+    pub fn findings_withheld(&self, rule: RuleId, reason: Reason, total: u64) {
+        raise(&self.families.findings_withheld, &[rules::rule(rule).id, reason.name()], total);
+    }
+
+    /// Exceptions in this state.
+    pub fn exceptions(&self, state: ExceptionState, count: usize) {
+        set_of(&self.families.exceptions, &[state.name()], count);
     }
 
     /// Findings of earlier runs found again so far.

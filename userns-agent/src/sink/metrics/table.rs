@@ -156,6 +156,13 @@ const RULE: Label = label("rule", "id of a rule, see rules.md");
 const SEVERITY: Label = label("severity", "`info`, `low`, `medium`, `high`, `critical`");
 const SUPPRESSED: Label =
     label("reason", "`repeated`: folded into an open finding, or told by an earlier run");
+const EXCEPTION: Label = label("exception", "name of an exception of the rules file");
+const BY_RULE: Label =
+    label("reason", "`disabled`: the rule is turned off; `threshold`: fewer uses than are wanted");
+const EXCEPTION_STATE: Label = label(
+    "state",
+    "`matched`: has withheld something since the start; `unmatched`: nothing yet; `expired`: withholds nothing any more",
+);
 const STATE_OPERATION: Label = label(
     "operation",
     "`read`: a memory of earlier runs, or a part of it, of no use; `write`; `full`: the oldest of too many was given up",
@@ -213,6 +220,18 @@ table! {
     findings_suppressed: IntCounterVec =
         counter("userns_findings_suppressed_total", "Detections not told as findings of their own")
             .by(&[SUPPRESSED]);
+    findings_excepted: IntCounterVec = counter(
+        "userns_findings_excepted_total",
+        "Detections that an exception of the rules file withheld, repetitions without anything new left out",
+    )
+    .by(&[RULE, EXCEPTION]);
+    findings_withheld: IntCounterVec = counter(
+        "userns_findings_withheld_total",
+        "Detections that a rule's setting in the rules file withheld, likewise",
+    )
+    .by(&[RULE, BY_RULE]);
+    exceptions: IntGaugeVec =
+        gauge("userns_exceptions", "Exceptions of the rules file").by(&[EXCEPTION_STATE]);
     findings_recognised: IntCounter =
         counter("userns_findings_recognised_total", "Findings found again that an earlier run had told");
     state_errors: IntCounterVec =
