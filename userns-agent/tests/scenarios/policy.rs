@@ -140,10 +140,27 @@ fn what_an_exception_withheld_is_told_when_it_expires() {
         (finding.status, finding.pod.as_ref().unwrap().name.as_deref()),
         (Status::Opened, Some("web-1"))
     );
+    assert!(!finding.evidence.is_empty(), "with what led to it, though that is long ago");
     let stats = world.engine().stats();
     assert_eq!((stats.open, stats.exceptions[0].matched, stats.exceptions[0].expired), (1, 1, true));
     world.suspect(container, &moved(52), Hook::CgroupAttach, reason::LEFT_CGROUP);
     assert_eq!(world.opened(RuleId::I13).len(), 2, "an expired exception withholds nothing");
+}
+
+#[test]
+fn what_was_never_told_ends_without_a_word() {
+    let mut world = World::new();
+    let container = sound(&mut world, 1);
+    intrudes(&mut world, container, 70, TOOL);
+    follow(&mut world, with(vec![in_namespace("I2", "shop")]));
+    intrudes(&mut world, container, 71, TOOL);
+    world.pass(SECOND);
+    [50, 70, 71].into_iter().for_each(|pid| world.ends(container, pid));
+    world.pass(100 * SECOND);
+    follow(&mut world, Policy::default());
+    world.pass(SECOND);
+    let told = world.findings.iter().map(|it| (it.status, it.task.as_ref().unwrap().task.process.pid));
+    assert_eq!(told.collect::<Vec<_>>(), [(Status::Opened, 70), (Status::Resolved, 70)]);
 }
 
 #[test]

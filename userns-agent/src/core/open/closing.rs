@@ -91,7 +91,7 @@ impl OpenFindings {
         self.evidence -= evidence.len();
         open.closed = true;
         open.dirty = false;
-        open.withheld.is_none() && (open.was_told || open.earlier.is_some())
+        open.was_told || open.earlier.is_some()
     }
 
     /// Whether a finding waits to be told.
