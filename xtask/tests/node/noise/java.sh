@@ -9,6 +9,7 @@ public class A { public static void main(String[] a) throws Exception {
   System.out.println(42);
 } }
 EOF
-java=$(echo /usr/lib/jvm/*/bin/java)
+java=$(echo /usr/lib/jvm/java-17-*/bin/java)
 mkdir -p /etc/java-17-openjdk
-test "$($java -XX:+UseLargePages -XX:+UseNUMA -XX:ThreadPriorityPolicy=1 /tmp/A.java 2>/dev/null | tail -1)" = 42
+$java -XX:+UseLargePages -XX:+UseNUMA -XX:ThreadPriorityPolicy=1 /tmp/A.java >/tmp/out
+test "$(tail -1 /tmp/out)" = 42
