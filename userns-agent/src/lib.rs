@@ -27,3 +27,4 @@ pub mod cli;
 pub mod config;
 pub mod docs;
 pub mod ps;
+pub mod simulate;

@@ -5,9 +5,9 @@ use std::process::ExitCode as Status;
 use std::time::Duration;
 
 use tracing_subscriber::EnvFilter;
-use userns_agent::cli::{self, Command, ExitCode, InspectArgs, PsArgs};
+use userns_agent::cli::{self, Command, ExitCode, InspectArgs, PsArgs, SimulateCommand};
 use userns_agent::config::Config;
-use userns_agent::{app, docs, kernel, ps};
+use userns_agent::{app, docs, kernel, ps, simulate};
 
 fn main() -> Status {
     let cli = match cli::parse(std::env::args_os()) {
@@ -35,6 +35,10 @@ fn main() -> Status {
                     Err(error) => fail(&error, ExitCode::from(&error)),
                 }
             }
+            Err(error) => fail(&error, ExitCode::from(&error)),
+        },
+        Command::Simulate { command } => match rehearse(command) {
+            Ok(code) => code.into(),
             Err(error) => fail(&error, ExitCode::from(&error)),
         },
         Command::CheckConfig(settings) => match settings.load() {
@@ -88,6 +92,17 @@ fn list(config: &Config, arguments: &PsArgs) -> Status {
         let status = note(&outcome);
         let Some(seconds) = arguments.watch else { return status };
         std::thread::sleep(Duration::from_secs(seconds));
+    }
+}
+
+fn rehearse(command: SimulateCommand) -> Result<ExitCode, simulate::SimulateError> {
+    let mut out = std::io::stdout().lock();
+    match command {
+        SimulateCommand::List { output } => simulate::list(output, &mut out).map(|()| ExitCode::Ok),
+        SimulateCommand::Run(arguments) => {
+            let output = arguments.output;
+            simulate::run(arguments.into(), output, &mut out)
+        }
     }
 }
 

@@ -25,6 +25,7 @@ mod text;
 mod writer;
 
 pub use metrics::Metrics;
+pub(crate) use names::error as error_name;
 pub use report::{
     AgentEvent, AgentState, ProbeReport, Readiness, SourceReport, Status, Suppressed, TableReport,
 };
