@@ -6,12 +6,15 @@
 use std::ffi::OsString;
 use std::marker::PhantomData;
 use std::path::PathBuf;
+use std::time::Duration;
 
+use clap::builder::PossibleValuesParser;
 use clap::parser::ValueSource;
 use clap::{Arg, ArgMatches, Args, FromArgMatches, Parser, Subcommand, ValueEnum};
 
 use crate::config::keys::{KEYS, Key, env_name, flag_name};
 use crate::config::{self, ConfigError, Loaded, Origin, Override};
+use crate::simulate::{self, Source, Wanted};
 
 /// Checks at run time that Kubernetes user namespaces (`hostUsers: false`) hold.
 #[derive(Debug, Parser)]
@@ -30,6 +33,7 @@ Examples:
   userns-agent explain I3                            what a rule proves, and what to do
   userns-agent run                                   watch this node
   userns-agent run --pods-file pods.yaml --listen 0.0.0.0:9477
+  userns-agent simulate run --all                    in a pod: what an intruder could do
   userns-agent check-config --config agent.yaml      what `run` would use, and what is wrong with it";
 
 /// What to do.
@@ -59,6 +63,15 @@ pub enum Command {
     /// agent by its local socket, or read from the JSON that an agent wrote.
     #[command(after_long_help = EXPLAIN_HELP, after_help = EXPLAIN_HELP)]
     Explain(ExplainArgs),
+    /// Rehearse, inside a pod and without harm, what an intruder tries to reach the host.
+    ///
+    /// Says whether the user namespace stopped it, and whether the agent saw it. Refuses on the host.
+    #[command(after_long_help = SIMULATE_HELP, after_help = SIMULATE_HELP, subcommand_required = true)]
+    Simulate {
+        /// What to do.
+        #[command(subcommand)]
+        command: SimulateCommand,
+    },
     /// Check the configuration and print it, with defaults, as a file.
     ///
     /// Takes the flags and environment variables of `run`. All mistakes are reported together.
@@ -144,6 +157,29 @@ Examples:
   tail -n 1 findings.jsonl | userns-agent explain --file -
   userns-agent explain 9f86d081 --file findings.jsonl";
 
+const SIMULATE_HELP: &str = "\
+Verdicts:
+  as promised           it was stopped
+  not promised          it was allowed, and no user namespace stops it: the technique's own words say why
+  NOT as promised       it was allowed, and a user namespace must stop it
+  not tried             what it needs is not there; the last column says what
+  no promise here       there is no user namespace; only what is harmless was tried
+
+Exit codes:
+   0  nothing was allowed that a user namespace must stop
+   1  something was
+  64  a flag is wrong, there is no such technique, or it cannot be told which container this is
+  66  the file of findings cannot be read
+  69  the agent does not answer
+  74  writing to standard output failed
+  77  this is the host, or it cannot be found out where this is: nothing was tried
+
+Examples:
+  userns-agent simulate list
+  userns-agent simulate run proc-namespaces kexec
+  userns-agent simulate run --all --findings http://10.0.0.7:9477/metrics
+  userns-agent simulate run --all --output json | jq '.techniques[] | select(.outcome.kind == \"allowed\")'";
+
 const CHECK_HELP: &str = "\
 Exit codes:
    0  the configuration is right
@@ -216,6 +252,76 @@ pub enum PsOutput {
     /// The same with UID, runtime class, sources and kubelet's record, and every reason.
     Wide,
     /// An array of objects.
+    Json,
+}
+
+/// What `simulate` does.
+#[derive(Debug, Subcommand)]
+pub enum SimulateCommand {
+    /// List the techniques: what each attempts, whether a user namespace stops it, and who sees it.
+    List {
+        /// Form of the output.
+        #[arg(long, value_enum, default_value_t = SimulateOutput::Table)]
+        output: SimulateOutput,
+    },
+    /// Try techniques, in a pod.
+    #[command(after_long_help = SIMULATE_HELP, after_help = SIMULATE_HELP)]
+    Run(SimulateArgs),
+}
+
+/// Arguments of `simulate run`.
+#[derive(Debug, Args)]
+pub struct SimulateArgs {
+    /// Names of techniques, as `simulate list` has them.
+    #[arg(
+        value_name = "NAME",
+        required_unless_present = "all",
+        conflicts_with = "all",
+        hide_possible_values = true
+    )]
+    #[arg(value_parser = PossibleValuesParser::new(simulate::techniques().map(|technique| technique.name)))]
+    pub names: Vec<String>,
+    /// Try every technique.
+    #[arg(long)]
+    pub all: bool,
+    /// Form of the output.
+    #[arg(long, value_enum, default_value_t = SimulateOutput::Table)]
+    pub output: SimulateOutput,
+    /// Ask the agent by its local socket whether it saw it; it answers its own user only.
+    #[arg(long, value_name = "PATH", conflicts_with = "findings")]
+    pub agent_socket: Option<PathBuf>,
+    /// Look for it in the agent's output file, or among its metrics (http://HOST:PORT/metrics), which count for the node.
+    #[arg(long, value_name = "FILE|URL", value_parser = Source::parse)]
+    pub findings: Option<Source>,
+    /// How many seconds to wait for findings. What an open finding has more to tell is told after ten.
+    #[arg(long, value_name = "SECONDS", default_value_t = 2, value_parser = clap::value_parser!(u64).range(0..=60))]
+    pub wait: u64,
+    /// The process of the host to reach for, where any is in sight. By default the one with the lowest number.
+    #[arg(long, value_name = "PID", value_parser = clap::value_parser!(i32).range(1..))]
+    pub target_pid: Option<i32>,
+    /// A descriptor of a directory or namespace that was left open, for the techniques named leaked.
+    #[arg(long, value_name = "FD", value_parser = clap::value_parser!(i32).range(3..))]
+    pub leaked_fd: Option<i32>,
+}
+
+impl From<SimulateArgs> for Wanted {
+    fn from(arguments: SimulateArgs) -> Self {
+        Self {
+            names: arguments.names,
+            target: arguments.target_pid,
+            leaked: arguments.leaked_fd,
+            source: arguments.agent_socket.map(Source::Socket).or(arguments.findings),
+            wait: Duration::from_secs(arguments.wait),
+        }
+    }
+}
+
+/// Form of `simulate`'s output.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum SimulateOutput {
+    /// Columns, for people.
+    Table,
+    /// An object.
     Json,
 }
 
@@ -359,7 +465,7 @@ pub fn version(embedded: bool) -> String {
 pub enum ExitCode {
     /// All well.
     Ok = 0,
-    /// `ps` found a pod whose promise does not hold.
+    /// `ps` found a pod whose promise does not hold, or `simulate` a way around it.
     BrokenPromise = 1,
     /// `EX_USAGE`: a flag, environment variable or configuration value is wrong.
     Usage = 64,
@@ -375,7 +481,7 @@ pub enum ExitCode {
     CannotCreate = 73,
     /// `EX_IOERR`: writing failed.
     Io = 74,
-    /// `EX_NOPERM`: not root, or a capability is missing.
+    /// `EX_NOPERM`: not root, a capability is missing, or `simulate` was run on the host.
     NotPermitted = 77,
 }
 

@@ -29,3 +29,4 @@ pub mod docs;
 pub mod explain;
 pub mod policy;
 pub mod ps;
+pub mod simulate;

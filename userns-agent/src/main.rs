@@ -5,9 +5,9 @@ use std::process::ExitCode as Status;
 use std::time::Duration;
 
 use tracing_subscriber::EnvFilter;
-use userns_agent::cli::{self, Command, ExitCode, ExplainArgs, InspectArgs, PsArgs};
+use userns_agent::cli::{self, Command, ExitCode, ExplainArgs, InspectArgs, PsArgs, SimulateCommand};
 use userns_agent::config::{Config, Loaded};
-use userns_agent::{app, docs, explain, kernel, policy, ps};
+use userns_agent::{app, docs, explain, kernel, policy, ps, simulate};
 
 fn main() -> Status {
     let cli = match cli::parse(std::env::args_os()) {
@@ -39,6 +39,10 @@ fn main() -> Status {
         },
         Command::Explain(arguments) => match arguments.settings.load() {
             Ok(loaded) => tell(&loaded.config, &arguments),
+            Err(error) => fail(&error, ExitCode::from(&error)),
+        },
+        Command::Simulate { command } => match rehearse(command) {
+            Ok(code) => code.into(),
             Err(error) => fail(&error, ExitCode::from(&error)),
         },
         Command::CheckConfig(settings) => match settings.load() {
@@ -113,6 +117,17 @@ fn tell(config: &Config, arguments: &ExplainArgs) -> Status {
     match explain::explain(name.as_deref(), file.as_deref(), socket, explain::width(), out) {
         Ok(()) => ExitCode::Ok.into(),
         Err(error) => fail(&error, ExitCode::from(&error)),
+    }
+}
+
+fn rehearse(command: SimulateCommand) -> Result<ExitCode, simulate::SimulateError> {
+    let mut out = std::io::stdout().lock();
+    match command {
+        SimulateCommand::List { output } => simulate::list(output, &mut out).map(|()| ExitCode::Ok),
+        SimulateCommand::Run(arguments) => {
+            let output = arguments.output;
+            simulate::run(arguments.into(), output, &mut out)
+        }
     }
 }
 

@@ -6,13 +6,14 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use k8s_openapi::api::apps::v1::DaemonSet;
+use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Service, ServiceAccount};
 use k8s_openapi::api::rbac::v1::{ClusterRole, ClusterRoleBinding};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
-use userns_agent::config;
 use userns_agent::sink::http;
+use userns_agent::{cli, config};
 
 /// A change to the manifests.
 type Change = fn(&mut Manifests);
@@ -361,4 +362,85 @@ fn the_overlay_adds_one_permission() {
     let value = json!({"apiGroups": [""], "resources": ["nodes/pods"], "verbs": ["get"]});
     assert_eq!(patch, json!([{"op": "add", "path": "/rules/-", "value": value}]));
     assert_eq!((patches.len(), &patches[0]["target"]["kind"]), (1, &json!("ClusterRole")));
+}
+
+fn simulation() -> PathBuf {
+    kustomize().join("../simulate")
+}
+
+/// Everything that is wrong with the Job that rehearses escapes.
+fn problems_of_simulation(job: &Value) -> Vec<String> {
+    let mut wrong: Vec<_> = unknown::<Job>(job).err().into_iter().collect();
+    let pod = "/spec/template/spec";
+    let container = format!("{pod}/containers/0");
+    let at = |pointer: &str| job.pointer(pointer).cloned().unwrap_or(Value::Null);
+    for (pointer, wanted) in [
+        ("/spec/backoffLimit".to_owned(), json!(0)),
+        (format!("{pod}/hostUsers"), json!(false)),
+        (format!("{pod}/restartPolicy"), json!("Never")),
+        (format!("{pod}/automountServiceAccountToken"), json!(false)),
+        (format!("{pod}/hostPID"), Value::Null),
+        (format!("{pod}/hostNetwork"), Value::Null),
+        (format!("{container}/securityContext/privileged"), json!(false)),
+        (format!("{container}/securityContext/readOnlyRootFilesystem"), json!(true)),
+        (format!("{container}/securityContext/runAsUser"), json!(0)),
+        (format!("{container}/image"), base().get("DaemonSet", &format!("{CONTAINER}/image")).clone()),
+        (format!("{container}/env/0/name"), json!("POD_UID")),
+        (format!("{container}/env/0/valueFrom/fieldRef/fieldPath"), json!("metadata.uid")),
+    ] {
+        if at(&pointer) != wanted {
+            wrong.push(format!("{pointer} is {}", at(&pointer)));
+        }
+    }
+    for what in ["requests/cpu", "requests/memory", "limits/cpu", "limits/memory"] {
+        if !at(&format!("{container}/resources/{what}")).is_string() {
+            wrong.push(format!("no {what}"));
+        }
+    }
+    let volumes = at(&format!("{pod}/volumes"));
+    if volumes.as_array().into_iter().flatten().any(|volume| volume["emptyDir"].is_null()) {
+        wrong.push(format!("volumes {volumes}"));
+    }
+    let args = at(&format!("{container}/args"));
+    let line = ["userns-agent"].into_iter().chain(texts(&args)).map(Into::into);
+    if !cli::parse(line).is_ok_and(|cli| matches!(cli.command, cli::Command::Simulate { .. })) {
+        wrong.push(format!("arguments {args}"));
+    }
+    wrong
+}
+
+#[test]
+fn the_simulation_is_a_job_that_asks_for_nothing() {
+    let job = read(&simulation().join("job.yaml"));
+    assert_eq!(problems_of_simulation(&job), Vec::<String>::new());
+    assert_eq!(texts(&read(&simulation().join("kustomization.yaml"))["resources"]), ["job.yaml"]);
+    for (pointer, value, part) in [
+        ("/spec/template/spec/hostUsers", json!(true), "hostUsers is true"),
+        ("/spec/template/spec/restartPolicy", json!("OnFailure"), "restartPolicy is"),
+        ("/spec/backoffLimit", json!(6), "backoffLimit is 6"),
+        ("/spec/template/spec/automountServiceAccountToken", json!(true), "Token is true"),
+        ("/spec/template/spec/containers/0/securityContext/privileged", json!(true), "privileged is true"),
+        ("/spec/template/spec/containers/0/image", json!("other:1"), "image is"),
+        ("/spec/template/spec/containers/0/args", json!(["simulate", "everything"]), "arguments"),
+        ("/spec/template/spec/containers/0/args", json!(["ps"]), "arguments"),
+        ("/spec/template/spec/containers/0/resources/limits", json!({}), "no limits/cpu"),
+        ("/spec/template/spec/volumes/0", json!({"name": "h", "hostPath": {"path": "/"}}), "volumes"),
+        ("/spec/template/spec/volumes", json!([{"name": "x", "emptyDirr": {}}]), "understands"),
+    ] {
+        let mut job = job.clone();
+        *job.pointer_mut(pointer).unwrap() = value;
+        let problems = problems_of_simulation(&job);
+        assert!(problems.iter().any(|problem| problem.contains(part)), "{pointer}: {problems:?}");
+    }
+}
+
+#[test]
+fn the_overlay_of_the_simulation_takes_the_user_namespace_away_and_nothing_else() {
+    let overlay = read(&simulation().join("host-users/kustomization.yaml"));
+    assert_eq!(texts(&overlay["resources"]), [".."]);
+    let patches = overlay["patches"].as_array().unwrap();
+    let patch: Value = serde_saphyr::from_str(patches[0]["patch"].as_str().unwrap()).unwrap();
+    assert_eq!(patch, json!([{"op": "remove", "path": "/spec/template/spec/hostUsers"}]));
+    let job = read(&simulation().join("job.yaml"));
+    assert_eq!((patches.len(), &patches[0]["target"]["name"]), (1, &job["metadata"]["name"]));
 }

@@ -6,7 +6,7 @@ use anyhow::{Context as _, Result, bail};
 
 use crate::{process, steps::Steps, workspace::Workspace};
 
-const PAGES: [&str; 4] = ["metrics.md", "config.md", "events.md", "rules.md"];
+const PAGES: [&str; 5] = ["metrics.md", "config.md", "coverage.md", "events.md", "rules.md"];
 
 /// Regenerates `docs/`; with `check`, fails instead if a page is out of date.
 ///

@@ -26,6 +26,7 @@ pub(crate) mod text;
 mod writer;
 
 pub use metrics::Metrics;
+pub(crate) use names::error as error_name;
 pub use report::{
     AgentEvent, AgentState, ExceptionState, ProbeReport, Readiness, SourceReport, Status, Suppressed,
     TableReport,

@@ -19,29 +19,34 @@ pub(super) fn syscall(number: u32) -> Option<&'static str> {
     syscalls::Sysno::new(number as usize).map(|syscall| syscall.name())
 }
 
-/// Name of the error in a return value; `None` for success and for errors that none of the watched calls
-/// gives.
-pub(super) fn error(ret: i32) -> Option<&'static str> {
+/// Name of the error in a return value; `None` for success and for errors that are told by nobody.
+pub(crate) fn error(ret: i32) -> Option<&'static str> {
     Some(match ret.checked_neg()? {
         1 => "EPERM",
         2 => "ENOENT",
         3 => "ESRCH",
+        5 => "EIO",
+        6 => "ENXIO",
         9 => "EBADF",
         11 => "EAGAIN",
         12 => "ENOMEM",
         13 => "EACCES",
         14 => "EFAULT",
         16 => "EBUSY",
+        19 => "ENODEV",
         20 => "ENOTDIR",
         22 => "EINVAL",
         24 => "EMFILE",
+        26 => "ETXTBSY",
         28 => "ENOSPC",
+        30 => "EROFS",
         36 => "ENAMETOOLONG",
         38 => "ENOSYS",
         40 => "ELOOP",
         75 => "EOVERFLOW",
         87 => "EUSERS",
         95 => "EOPNOTSUPP",
+        116 => "ESTALE",
         _ => return None,
     })
 }

@@ -18,6 +18,7 @@ mod outage;
 mod restart;
 mod rounds;
 mod setting;
+mod simulate;
 
 use prometheus_parse::Sample;
 use setting::{DEFAULT, Node, agent, losses, mechanism, samples, slowdown, told, value, work_dir};
