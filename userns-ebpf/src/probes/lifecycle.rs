@@ -15,9 +15,10 @@ use userns_common::record::Lineage;
 use crate::emit::{self, Everyday, Report, Ring};
 use crate::lineage::{self, Found};
 use crate::probes::{capable, namespaces};
-use crate::task::Task;
+use crate::task::{self, Task};
 
-const CLONE_NEWUSER: u64 = 0x1000_0000;
+/// include/uapi/linux/sched.h
+pub(crate) const CLONE_NEWUSER: u64 = 0x1000_0000;
 
 #[btf_tracepoint(function = "task_newtask")]
 fn task_newtask(ctx: BtfTracePointContext) -> i32 {
@@ -41,7 +42,7 @@ fn inherited(parent: Task, of_parent: &mut Lineage, child: Task, flags: u64) {
     let (task, lineage, found) = match of_child {
         Some(of_child) if found.is_nothing() && of_child.state == state::INSIDE => {
             if flags & CLONE_NEWUSER != 0 {
-                let call = namespaces::Call { operation: Operation::CloneNewUser, ret: 0, flags, fd: 0 };
+                let call = namespaces::Call::new(Operation::CloneNewUser, 0, flags, 0);
                 namespaces::tell(child, of_child, Found::NOTHING, &call, Hook::NewTask);
             }
             return;
@@ -104,6 +105,7 @@ fn executed(task: Task, lineage: &mut Lineage, bprm: *const c_void) {
         lineage.flags |= flag::WORKLOAD;
         news = reason::HOST_WORKLOAD;
     }
+    let found = found.and(lineage::check_places(task, lineage, task::is_program(bprm)));
     let everyday = known && found.is_nothing();
     if everyday && !emit::affordable(lineage.container, Everyday::Exec) {
         return;

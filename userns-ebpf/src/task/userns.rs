@@ -5,7 +5,7 @@ use core::ffi::c_void;
 use userns_common::limits::{MAX_EXTENTS, MAX_USERNS_DEPTH};
 use userns_common::record::{Extent, IdMap, UserNs as UserNsData};
 
-use super::{Reader, follow, read};
+use super::{Reader, follow, read, read_ptr};
 use crate::maps::setting;
 
 /// A `struct user_namespace`. `TYPED`: the verifier knows that it is one.
@@ -42,14 +42,13 @@ impl<const TYPED: bool> UserNs<TYPED> {
     pub(crate) fn inum(self) -> u32 {
         self.field(setting!(offsets.userns_inum))
     }
-}
 
-impl UserNs {
     /// The one above; not to be asked of the initial one.
     #[inline(always)]
     pub(crate) fn parent(self) -> Self {
+        let offset = setting!(offsets.userns_parent);
         // SAFETY: typed pointer, offset from BTF.
-        Self(unsafe { follow::<*const c_void>(self.0, setting!(offsets.userns_parent)) })
+        Self(if TYPED { unsafe { follow(self.0, offset) } } else { read_ptr(self.0, offset) })
     }
 
     /// The ancestor at `level`, itself if it is not deeper.
@@ -65,7 +64,9 @@ impl UserNs {
         }
         ns
     }
+}
 
+impl UserNs {
     /// Its map of user ids.
     #[inline(always)]
     pub(crate) fn uid_map(self) -> Map {
