@@ -14,6 +14,7 @@ use userns_common::record::Lineage;
 
 use crate::emit::{self, Everyday, Report, Ring};
 use crate::lineage::{self, Found};
+use crate::maps::opaque;
 use crate::probes::{capable, namespaces};
 use crate::task::{self, Task};
 
@@ -105,7 +106,7 @@ fn executed(task: Task, lineage: &mut Lineage, bprm: *const c_void) {
         lineage.flags |= flag::WORKLOAD;
         news = reason::HOST_WORKLOAD;
     }
-    let found = found.and(lineage::check_places(task, lineage, task::is_program(bprm)));
+    let found = found.and(lineage::check_places(task, lineage, opaque(task::is_program(bprm).into()) != 0));
     let everyday = known && found.is_nothing();
     if everyday && !emit::affordable(lineage.container, Everyday::Exec) {
         return;

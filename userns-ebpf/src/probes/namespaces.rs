@@ -45,8 +45,8 @@ pub(crate) struct Call {
 impl Call {
     #[inline(always)]
     pub(crate) fn new(operation: Operation, ret: i32, flags: u64, fd: u64) -> Self {
-        let (relation, operation) = (Relation::Pod as u32, operation as u32);
-        Self { operation, ret, flags, fd, relation, target_inum: 0, target_level: 0 }
+        let (relation, operation) = (opaque(Relation::Pod as u32), operation as u32);
+        Self { operation, ret, flags, fd, relation, target_inum: opaque(0), target_level: opaque(0) }
     }
 }
 
@@ -178,7 +178,7 @@ fn idmapped(operation: Operation, hook: Hook, ret: i32) {
 
 /// Takes note of whose file system it is that ids were mapped of, unless it is the pod's. A path below the descriptor may
 /// lead to another mount: then it is not known.
-#[inline(always)]
+#[inline(never)]
 fn judge(task: Task, lineage: &Lineage, call: &mut Call) {
     if call.ret < 0 || lineage.state != state::INSIDE {
         return;
@@ -193,7 +193,9 @@ fn judge(task: Task, lineage: &Lineage, call: &mut Call) {
     let Some(owner) = task.owner_of_file_system(number) else { return };
     let relation = capable::relation(owner, lineage) as u32;
     if relation == Relation::Host as u32 || relation == Relation::Other as u32 {
-        (call.relation, call.target_inum, call.target_level) = (relation, owner.inum(), owner.level());
+        call.relation = opaque(relation);
+        call.target_inum = opaque(owner.inum());
+        call.target_level = opaque(owner.level());
     }
 }
 
