@@ -4,10 +4,10 @@
 use std::time::Instant;
 
 use anyhow::{Context as _, Result, ensure};
-use xtask::lab::{CriContainer, CriContainerSpec, CriPod, Handler, IdRange, Line, RuntimeName};
+use xtask::lab::{CriContainer, CriContainerSpec, CriPod, Handler, IdRange, RuntimeName};
 
-use super::{Asked, Cluster, attributed, container, nothing_lost, shell};
-use crate::{slowdown, told};
+use super::{Asked, Cluster, attributed, container, only_made, shell};
+use crate::slowdown;
 
 const PREPARE: &str = include_str!("nested.sh");
 const PROBES: u32 = 10;
@@ -39,21 +39,7 @@ fn containers_in_a_pod_are_left_alone_and_the_pods() -> Result<()> {
         }
         println!("in a pod by {runtime}, containers have come and gone after {:.1?}", started.elapsed());
     }
-    nothing_lost(&agent)?;
-    // what they make is told once for each pod's container, and nothing else is
-    let findings = agent.findings();
-    let made = |line: &&Line| matches!(line.text("/finding/rule/id"), Some("I9" | "I10"));
-    let others: Vec<_> = findings.iter().filter(|line| !made(line)).collect();
-    ensure!(others.is_empty(), "{}", told(&agent));
-    for severity in findings.iter().map(|line| line.text("/finding/rule/severity")) {
-        ensure!(severity == Some("info"), "{}", told(&agent));
-    }
-    let opened = |line: &&Line| {
-        line.text("/finding/rule/id") == Some("I10") && line.text("/finding/status") == Some("opened")
-    };
-    let opened = findings.iter().filter(opened).count();
-    ensure!(opened == RuntimeName::ALL.len(), "{opened} times: {}", told(&agent));
-    Ok(())
+    only_made(&agent, RuntimeName::ALL.len())
 }
 
 fn prepare(cluster: &Cluster, runtime: RuntimeName, range: IdRange) -> Result<Host> {
