@@ -315,7 +315,7 @@ fn look_inside(task: Task, lineage: &mut Lineage) -> bool {
 
 /// Whether `ns` is the pod's namespace of `lineage` or below it.
 #[inline(always)]
-fn descends<const TYPED: bool>(ns: UserNs<TYPED>, lineage: &Lineage) -> bool {
+fn descends(ns: UserNs, lineage: &Lineage) -> bool {
     let host_level = setting!(host_level);
     if ns.level() <= host_level {
         return false;
@@ -394,7 +394,7 @@ pub(crate) fn check_cgroup(cgroup: Cgroup, lineage: &Lineage) -> Found {
 
 /// Finds a program that works in a mount of the host's: by its directories, and by its executable where that is asked
 /// about. Once a lineage each. Who came into the pod's namespaces from elsewhere may have kept what it had there.
-#[inline(always)]
+#[inline(never)]
 pub(crate) fn check_places(task: Task, lineage: &Lineage, program: bool) -> Found {
     let own = lineage.state == state::INSIDE
         && lineage.flags & flag::WORKLOAD != 0
@@ -408,9 +408,14 @@ pub(crate) fn check_places(task: Task, lineage: &Lineage, program: bool) -> Foun
 
 /// What the task works in mounts by that are attached where neither the pod's user namespace nor one below it owns the
 /// mount namespace, as bits of [`userns_common::kind::place`].
-#[inline(never)]
+#[inline(always)]
 fn places(task: Task, lineage: &Lineage, program: bool) -> u32 {
-    opaque(task.places_where(program, |owner| owner.address() != lineage.userns && !descends(owner, lineage)))
+    let pod_level = setting!(host_level) + 1;
+    opaque(task.places_where(program, |owner| {
+        // one above the pod's is its own ancestor
+        let pod = owner.ancestor_at(pod_level);
+        pod.address() != lineage.userns || pod.inum() != lineage.userns_inum
+    }))
 }
 
 /// Whether a task that was found inside may be a runtime's that has not taken an id of the pod yet. One that was seen to

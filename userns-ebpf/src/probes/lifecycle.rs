@@ -91,7 +91,7 @@ fn sched_process_exec(ctx: BtfTracePointContext) -> i32 {
 
 #[inline(always)]
 fn executed(task: Task, lineage: &mut Lineage, bprm: *const c_void) {
-    let found = lineage::inspect(task, lineage);
+    let mut found = lineage::inspect(task, lineage);
     let known = lineage.flags & flag::WORKLOAD != 0;
     let mut news = 0;
     if lineage.state == state::INSIDE {
@@ -99,6 +99,8 @@ fn executed(task: Task, lineage: &mut Lineage, bprm: *const c_void) {
             lineage::works(task, lineage);
             news = reason::FIRST_WORKLOAD;
         }
+        let program = opaque(task::is_program(bprm).into()) != 0;
+        found = found.and(lineage::check_places(task, lineage, program));
     } else if known {
         // a container that runs in the host's user namespace: told once, its programs are its own business
         return;
@@ -106,7 +108,6 @@ fn executed(task: Task, lineage: &mut Lineage, bprm: *const c_void) {
         lineage.flags |= flag::WORKLOAD;
         news = reason::HOST_WORKLOAD;
     }
-    let found = found.and(lineage::check_places(task, lineage, opaque(task::is_program(bprm).into()) != 0));
     let everyday = known && found.is_nothing();
     if everyday && !emit::affordable(lineage.container, Everyday::Exec) {
         return;

@@ -5,7 +5,7 @@ use core::ffi::c_void;
 use userns_common::kind::place;
 
 use super::{Reader, Task, UserNs, follow, read, read_ptr};
-use crate::maps::setting;
+use crate::maps::{opaque, setting};
 
 /// Error numbers as pointers begin here (include/linux/err.h): the kernel's own mounts have one for a namespace
 /// (fs/mount.h, `MNT_NS_INTERNAL`).
@@ -88,7 +88,7 @@ impl Task {
             }
             // another task's may have gone away while it was looked at
             let same = mount.namespace() == namespace && read_ptr(self.0, setting!(offsets.task_fs)) == fs;
-            if same { bit } else { 0 }
+            opaque(if same { bit } else { 0 })
         };
         let file = if program { self.exe_file() } else { core::ptr::null() };
         let executable = if file.is_null() { file } else { read_ptr(file, setting!(offsets.file_mnt)) };

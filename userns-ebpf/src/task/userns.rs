@@ -5,7 +5,7 @@ use core::ffi::c_void;
 use userns_common::limits::{MAX_EXTENTS, MAX_USERNS_DEPTH};
 use userns_common::record::{Extent, IdMap, UserNs as UserNsData};
 
-use super::{Reader, follow, read, read_ptr};
+use super::{Reader, follow, read};
 use crate::maps::setting;
 
 /// A `struct user_namespace`. `TYPED`: the verifier knows that it is one.
@@ -42,13 +42,31 @@ impl<const TYPED: bool> UserNs<TYPED> {
     pub(crate) fn inum(self) -> u32 {
         self.field(setting!(offsets.userns_inum))
     }
+}
 
+impl UserNs<false> {
+    /// As for a typed one.
+    #[inline(always)]
+    pub(crate) fn ancestor_at(self, level: u32) -> Self {
+        let mut reader = Reader::new();
+        let mut ns = self.0;
+        for _ in 0..MAX_USERNS_DEPTH {
+            if reader.read::<u32>(ns, setting!(offsets.userns_level)) <= level {
+                break;
+            }
+            ns = reader.ptr(ns, setting!(offsets.userns_parent));
+        }
+        reader.done();
+        Self(ns)
+    }
+}
+
+impl UserNs {
     /// The one above; not to be asked of the initial one.
     #[inline(always)]
     pub(crate) fn parent(self) -> Self {
-        let offset = setting!(offsets.userns_parent);
         // SAFETY: typed pointer, offset from BTF.
-        Self(if TYPED { unsafe { follow(self.0, offset) } } else { read_ptr(self.0, offset) })
+        Self(unsafe { follow::<*const c_void>(self.0, setting!(offsets.userns_parent)) })
     }
 
     /// The ancestor at `level`, itself if it is not deeper.
@@ -64,9 +82,7 @@ impl<const TYPED: bool> UserNs<TYPED> {
         }
         ns
     }
-}
 
-impl UserNs {
     /// Its map of user ids.
     #[inline(always)]
     pub(crate) fn uid_map(self) -> Map {
