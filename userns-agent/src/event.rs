@@ -18,7 +18,7 @@ pub use reference::{INITIAL_USERNS, Reference};
 pub use told::{Told, ToldCall, ToldCapability};
 pub use userns_common::cgroup::role;
 pub use userns_common::kind::{
-    Counter, Hook, Operation, Relation, lineage, namespace, origin, reason, state,
+    Counter, Hook, Operation, Relation, lineage, namespace, origin, place, reason, state,
 };
 pub use userns_common::record::{
     AggregateKey, AggregateValue, Budget, CapSets, Extent, IdMap, Ids, Image, Lineage, Namespaces, UserNs,
@@ -186,7 +186,8 @@ pub struct TaskEvent {
     pub task: Task,
     /// The operation, where the record tells of one.
     pub call: Option<Call>,
-    /// Bits of [`userns_common::kind::namespace`]: namespaces that have become another's than the pod's.
+    /// Bits of [`userns_common::kind::namespace`]: namespaces that have become another's than the pod's. Bits of
+    /// [`userns_common::kind::place`]: what it works in mounts of another's by.
     pub foreign: u32,
     /// Ancestors, nearest first.
     pub ancestors: Vec<Ancestor>,

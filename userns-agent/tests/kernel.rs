@@ -10,8 +10,12 @@
 
 #[path = "kernel/foreign.rs"]
 mod foreign;
+#[path = "kernel/made.rs"]
+mod made;
 #[path = "kernel/nested.rs"]
 mod nested;
+#[path = "kernel/places.rs"]
+mod places;
 #[path = "kernel/proc_sweep.rs"]
 mod proc_sweep;
 
@@ -86,6 +90,10 @@ fn start_under(test: &str, host: Host, without: impl FnOnce(&mut Features)) -> O
 impl Kernel {
     /// Gives a process the lineage of a pod's workload.
     fn claim(&self, child: &Child) {
+        self.claim_pid(Pid::from_child(child));
+    }
+
+    fn claim_pid(&self, pid: Pid) {
         let lineage = Lineage {
             state: state::INSIDE,
             flags: lineage::WORKLOAD,
@@ -101,7 +109,7 @@ impl Kernel {
         // the newest: another agent's on this machine is older
         let map = aya::maps::loaded_maps().flatten().filter(ours).last().unwrap();
         let map = map.fd().unwrap();
-        let pidfd: OwnedFd = pidfd_open(Pid::from_child(child), PidfdFlags::empty()).unwrap();
+        let pidfd: OwnedFd = pidfd_open(pid, PidfdFlags::empty()).unwrap();
         let key: i32 = pidfd.as_raw_fd();
         // union bpf_attr of BPF_MAP_UPDATE_ELEM: map_fd, key, value, flags (include/uapi/linux/bpf.h)
         let attribute: [u64; 4] =

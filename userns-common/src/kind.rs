@@ -95,6 +95,10 @@ stable_numbers! {
         CommitCreds = 13 => "commit_creds",
         /// `switch_task_namespaces`: namespaces are replaced.
         SwitchNamespaces = 14 => "switch_task_namespaces",
+        /// Return of chdir(2).
+        Chdir = 15 => "chdir",
+        /// Return of fchdir(2).
+        Fchdir = 16 => "fchdir",
     }
 }
 
@@ -181,6 +185,9 @@ pub mod reason {
     /// The task joined the mount and PID namespaces of a pod and kept the host's user namespace, though it comes from
     /// another pod. The detail's target is that pod's user namespace.
     pub const FOREIGN_ENTRY: u32 = 1 << 9;
+    /// The task works in a mount that is attached in another mount namespace than its own, owned by a user namespace
+    /// that is neither the pod's nor below it. [`super::place`] bits in the detail say by what.
+    pub const OUTSIDE_MOUNT: u32 = 1 << 10;
 }
 
 /// Bits for kinds of namespaces, as [`crate::record::Lineage::foreign`] holds them. Time namespaces are always the
@@ -196,6 +203,16 @@ pub mod namespace {
     pub const IPC: u32 = 1 << 3;
     /// UTS namespace.
     pub const UTS: u32 = 1 << 4;
+}
+
+/// Bits for what a task works in a mount by, beside those of [`namespace`] in the same word.
+pub mod place {
+    /// Working directory.
+    pub const DIRECTORY: u32 = 1 << 5;
+    /// Root directory.
+    pub const ROOT: u32 = 1 << 6;
+    /// Executable.
+    pub const EXECUTABLE: u32 = 1 << 7;
 }
 
 /// States of a lineage, see ARCHITECTURE.md. A task without a lineage is OUT.
@@ -282,7 +299,7 @@ stable_numbers! {
         Capability = 0 => "capability",
         /// setns(2).
         Setns = 1 => "setns",
-        /// unshare(2).
+        /// unshare(2) without `CLONE_NEWUSER`.
         Unshare = 2 => "unshare",
         /// mount_setattr(2) with `MOUNT_ATTR_IDMAP`.
         MountSetattr = 3 => "mount_setattr",
@@ -290,6 +307,8 @@ stable_numbers! {
         OpenTreeAttr = 4 => "open_tree_attr",
         /// clone(2) or clone3(2) with `CLONE_NEWUSER`.
         CloneNewUser = 5 => "clone_newuser",
+        /// unshare(2) with `CLONE_NEWUSER`, counted apart from others.
+        UnshareNewUser = 6 => "unshare_newuser",
     }
 }
 

@@ -123,7 +123,7 @@ pub struct Lineage {
     /// Capabilities whose use over the host has been reported for this lineage.
     pub told_caps: u64,
     /// Bits of [`crate::kind::namespace`]: namespaces that belong to another user namespace than the pod's, as found
-    /// when the first program ran or reported since.
+    /// when the first program ran or reported since. Bits of [`crate::kind::place`]: those reported.
     pub foreign: u32,
     /// Bits of [`crate::kind::reason`] that were reported for this lineage: each is told once.
     pub told: u32,
@@ -267,7 +267,8 @@ pub struct Detail {
     pub target_level: u32,
     /// System call in flight; -1: none.
     pub syscall: i32,
-    /// Bits of [`crate::kind::namespace`] for [`crate::kind::reason::FOREIGN_NAMESPACE`].
+    /// Bits of [`crate::kind::namespace`] for [`crate::kind::reason::FOREIGN_NAMESPACE`], and of [`crate::kind::place`]
+    /// for [`crate::kind::reason::OUTSIDE_MOUNT`].
     pub foreign: u32,
     /// Flags of the call: clone flags, setns `nstype`, mount `attr_set`.
     pub flags: u64,

@@ -157,6 +157,8 @@ offsets! {
     inode_sb: "inode"."i_sb",
     /// Device.
     sb_dev: "super_block"."s_dev",
+    /// User namespace that it was mounted in.
+    sb_user_ns: "super_block"."s_user_ns",
     /// Open files.
     task_files: "task_struct"."files",
     /// Table of open files.
@@ -165,6 +167,20 @@ offsets! {
     fdtable_fd: "fdtable"."fd",
     /// Path given to execve.
     bprm_filename: "linux_binprm"."filename",
+    /// Path of what is executed in its place.
+    bprm_interp: "linux_binprm"."interp",
+    /// Root and working directory.
+    task_fs: "task_struct"."fs",
+    /// Mount of the working directory.
+    fs_pwd_mnt: "fs_struct"."pwd.mnt",
+    /// Mount of the root directory.
+    fs_root_mnt: "fs_struct"."root.mnt",
+    /// Mount of an open file.
+    file_mnt: "file"."f_path.mnt",
+    /// What the kernel at large knows of a mount.
+    mount_mnt: "mount"."mnt",
+    /// Mount namespace that it is attached in.
+    mount_mnt_ns: "mount"."mnt_ns",
 }
 
 /// Where a system call's number and arguments stand in `struct pt_regs`, by architecture.

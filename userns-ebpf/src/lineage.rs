@@ -15,8 +15,8 @@ use crate::emit::{self, Report, Ring};
 use crate::maps::{CGROUPS, USERNS, count, opaque, setting};
 use crate::task::{Cgroup, Map, Task, UserNs};
 
-/// What the checks of a task found: bits of [`reason`], which of its namespaces are foreign, and whether it has just
-/// become INSIDE. 0: nothing.
+/// What the checks of a task found: bits of [`reason`], which of its namespaces and places are foreign, and whether it
+/// has just become INSIDE. 0: nothing.
 #[derive(Clone, Copy)]
 pub(crate) struct Found(u32);
 
@@ -58,7 +58,7 @@ impl Found {
         self.0 & Self::REASONS
     }
 
-    /// Bits of [`userns_common::kind::namespace`].
+    /// Bits of [`userns_common::kind::namespace`] and [`userns_common::kind::place`].
     #[inline(always)]
     pub(crate) fn foreign(self) -> u32 {
         self.0 >> Self::NAMESPACES & 0xff
@@ -390,6 +390,32 @@ pub(crate) fn check_cgroup(cgroup: Cgroup, lineage: &Lineage) -> Found {
     let settled = lineage.state == state::INSIDE && lineage.told & reason::LEFT_CGROUP == 0;
     let left = settled && !cgroup.is_within(lineage.container);
     Found(opaque(if left { reason::LEFT_CGROUP } else { 0 }))
+}
+
+/// Finds a program that works in a mount of the host's: by its directories, and by its executable where that is asked
+/// about. Once a lineage each. Who came into the pod's namespaces from elsewhere may have kept what it had there.
+#[inline(never)]
+pub(crate) fn check_places(task: Task, lineage: &Lineage, program: bool) -> Found {
+    let own = lineage.state == state::INSIDE
+        && lineage.flags & flag::WORKLOAD != 0
+        && lineage.origin != origin::FOREIGN;
+    if !own || may_be_entering(lineage) {
+        return Found(opaque(0));
+    }
+    let outside = places(task, lineage, program) & !lineage.foreign;
+    Found(opaque(if outside == 0 { 0 } else { reason::OUTSIDE_MOUNT | outside << Found::NAMESPACES }))
+}
+
+/// What the task works in mounts by that are attached where neither the pod's user namespace nor one below it owns the
+/// mount namespace, as bits of [`userns_common::kind::place`].
+#[inline(always)]
+fn places(task: Task, lineage: &Lineage, program: bool) -> u32 {
+    let pod_level = setting!(host_level) + 1;
+    opaque(task.places_where(program, |owner| {
+        // one above the pod's is its own ancestor
+        let pod = owner.ancestor_at(pod_level);
+        pod.address() != lineage.userns || pod.inum() != lineage.userns_inum
+    }))
 }
 
 /// Whether a task that was found inside may be a runtime's that has not taken an id of the pod yet. One that was seen to

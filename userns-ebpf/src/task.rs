@@ -4,6 +4,7 @@
 //! the hot path. `read` copies with `bpf_probe_read_kernel` and works on any address: for snapshots, and for the
 //! arguments of probes that know no types.
 
+mod mount;
 mod userns;
 
 use core::ffi::c_void;
@@ -20,6 +21,7 @@ use userns_common::record::{
     Ancestor, Ids, Image, Lineage, Namespaces, Task as TaskData, Tracked, UserNs as UserNsData,
 };
 
+pub(crate) use self::mount::is_program;
 pub(crate) use self::userns::{Map, UserNs};
 use crate::maps::{LINEAGES, count, setting};
 
@@ -29,8 +31,6 @@ const GET_OR_CREATE: u64 = aya_ebpf::bindings::BPF_LOCAL_STORAGE_GET_F_CREATE as
 const CLONE_NEWTIME: u64 = 0x80;
 /// Inode number of the machine's time namespace (include/linux/proc_ns.h, `PROC_TIME_INIT_INO`).
 const TIME_NS: u64 = 0xefff_fffa;
-/// Larger numbers of open files are taken for smaller ones.
-const MAX_FD: u32 = (1 << 20) - 1;
 
 /// Loads a field through a pointer that the verifier knows the type of.
 ///
@@ -458,11 +458,7 @@ impl Task {
             return true;
         }
         let mut reader = Reader::new();
-        let files = reader.ptr(self.0, setting!(offsets.task_files));
-        let table = reader.ptr(files, setting!(offsets.files_fdt));
-        let open = reader.ptr(table, setting!(offsets.fdtable_fd));
-        let number = self.syscall_arg(0) as u32 & MAX_FD;
-        let file = reader.ptr(open, number * size_of::<u64>() as u32);
+        let file = self.open_file(&mut reader, self.syscall_arg(0));
         let inode = reader.ptr(file, setting!(offsets.file_inode));
         let number: u64 = reader.read(inode, setting!(offsets.inode_ino));
         reader.done();

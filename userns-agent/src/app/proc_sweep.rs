@@ -9,7 +9,8 @@
 //! - A process that has the host's user namespace is told of once the grace period is over, as its exact start, by
 //!   which the record of its end would take that back, is not known here.
 //! - Tasks that came into a pod's namespaces without coming into its cgroup are left to the hook on setns.
-//! - Records that were lost are not made up for, and moves out of a container's cgroup are left to their hook.
+//! - Records that were lost are not made up for; moves out of a container's cgroup, and out of its mounts, are left to
+//!   their hooks.
 
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};

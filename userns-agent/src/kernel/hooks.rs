@@ -163,6 +163,16 @@ pub const HOOKS: &[Wanted] = &[
         candidates: call!("open_tree_attr"),
     },
     Wanted {
+        hook: Hook::Chdir,
+        without: "a working directory on the host is seen at the next program or by the sweep, not at once",
+        candidates: call!("chdir"),
+    },
+    Wanted {
+        hook: Hook::Fchdir,
+        without: "a working directory on the host is seen at the next program or by the sweep, not at once",
+        candidates: call!("fchdir"),
+    },
+    Wanted {
         hook: Hook::TaskIter,
         without: "sweeps read /proc instead: processes that ran before the agent, and changes no hook saw, are found \
                   later, and only by processes' first threads",

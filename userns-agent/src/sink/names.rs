@@ -127,9 +127,10 @@ const MOUNT: &[(u64, &str)] = &[
 pub(super) fn operation_flags(operation: kind::Operation, flags: u64) -> Vec<String> {
     match operation {
         kind::Operation::Capability => Vec::new(),
-        kind::Operation::Setns | kind::Operation::Unshare | kind::Operation::CloneNewUser => {
-            flag_names(flags, CLONE)
-        }
+        kind::Operation::Setns
+        | kind::Operation::Unshare
+        | kind::Operation::CloneNewUser
+        | kind::Operation::UnshareNewUser => flag_names(flags, CLONE),
         kind::Operation::MountSetattr | kind::Operation::OpenTreeAttr => flag_names(flags, MOUNT),
     }
 }

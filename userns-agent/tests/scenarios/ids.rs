@@ -1,4 +1,4 @@
-//! Ids outside of the pod's range (I4).
+//! Ids outside of the pod's range (I4, I8).
 
 use userns_agent::core::finding::Severity;
 use userns_agent::core::rules::RuleId;
@@ -35,6 +35,32 @@ fn i4_fires_for_an_id_that_the_map_does_not_hold() {
         assert_eq!(finding.severity, Severity::Critical, "{id}");
         assert!(finding.why.contains("inside the kernel"), "{}", finding.why);
     }
+}
+
+#[test]
+fn i8_fires_for_ids_that_decide_over_files_alone() {
+    for (fsuid, fsgid) in [(0, BASE), (BASE, BASE - 1), (0, 0)] {
+        let mut world = World::new();
+        world.recorded(1, BASE);
+        let container = world.honest_start(1, 50, 7, BASE);
+        let mut thief = Actor::inside(51, 7, BASE);
+        (thief.0.task.ids.fsuid, thief.0.task.ids.fsgid) = (fsuid, fsgid);
+        world.suspect(container, &thief, Hook::Exit, reason::ID_OUTSIDE_MAP);
+        let finding = world.only(RuleId::I8);
+        assert_eq!(finding.severity, Severity::Critical);
+        assert!(finding.why.contains("inside the kernel"), "{}", finding.why);
+    }
+}
+
+#[test]
+fn i8_silent_where_other_ids_are_outside_too() {
+    let mut world = World::new();
+    world.recorded(1, BASE);
+    let container = world.honest_start(1, 50, 7, BASE);
+    let mut thief = Actor::inside(51, 7, BASE);
+    (thief.0.task.ids.euid, thief.0.task.ids.fsuid, thief.0.task.ids.fsgid) = (0, 0, 0);
+    world.suspect(container, &thief, Hook::Exit, reason::ID_OUTSIDE_MAP);
+    assert!(world.only(RuleId::I4).why.contains("fsgid 0"));
 }
 
 /// A program with `id`, which a second extent of its namespace's map holds.

@@ -17,7 +17,7 @@ mod world;
 
 use userns_agent::core::finding::Severity;
 use userns_agent::core::rules::{RuleId, rule};
-use userns_agent::event::{Fact, Hook, Relation, namespace, origin, reason};
+use userns_agent::event::{Fact, Hook, Relation, namespace, origin, place, reason};
 use world::{Actor, CONMON, HOST_NS, RUNC, SEALED, SECOND, SLEEP, World, range, uid};
 
 const BASE: u32 = 3_841_261_568;
@@ -428,6 +428,34 @@ fn i13_silent_for_a_runtime_that_was_never_inside() {
     let container = world.honest_start(1, 50, 7, BASE);
     let runtime = Actor::host(70, RUNC, "runc").entering(origin::ATTACHED);
     world.suspect(container, &runtime, Hook::CgroupAttach, reason::LEFT_CGROUP);
+    world.silent();
+}
+
+#[test]
+fn i14_fires_for_a_first_program_that_works_on_the_host() {
+    let mut world = World::new();
+    world.recorded(1, BASE);
+    let container = world.container(1);
+    world.enters(container, &Actor::host(50, SEALED, "runc").entering(origin::ATTACHED));
+    let mut first = Actor::inside(50, 7, BASE);
+    first.0.foreign = place::DIRECTORY | place::EXECUTABLE;
+    world.suspect(container, &first, Hook::Exec, reason::FIRST_WORKLOAD | reason::OUTSIDE_MOUNT);
+    let finding = world.only(RuleId::I14);
+    assert_eq!(finding.severity, Severity::High);
+    assert!(finding.why.contains("its working directory and executable in a mount"), "{}", finding.why);
+    assert_eq!(finding.pod.as_ref().unwrap().uid, uid(1));
+}
+
+#[test]
+fn i14_silent_for_a_runtime_at_work_and_for_what_was_told_before() {
+    let mut world = World::new();
+    world.recorded(1, BASE);
+    let container = world.honest_start(1, 50, 7, BASE);
+    let runtime = Actor::host(70, RUNC, "runc").entering(origin::ATTACHED);
+    world.suspect(container, &runtime, Hook::Chdir, reason::OUTSIDE_MOUNT);
+    let mut told = Actor::inside(51, 7, BASE);
+    told.0.task.lineage.foreign = place::DIRECTORY;
+    world.execs(container, &told);
     world.silent();
 }
 

@@ -415,13 +415,25 @@ impl World {
     }
 
     pub(crate) fn calls(&mut self, container: u64, actor: &Actor, operation: Operation, ret: i32) {
+        self.calls_over(container, actor, operation, ret, Relation::Pod);
+    }
+
+    /// A call that is about something of such a user namespace.
+    pub(crate) fn calls_over(
+        &mut self,
+        container: u64,
+        actor: &Actor,
+        operation: Operation,
+        ret: i32,
+        relation: Relation,
+    ) {
         let mut event = self.placed(container, actor);
         event.call = Some(Call {
             operation,
             capability: None,
-            relation: Relation::Pod,
+            relation,
             ret,
-            target_inum: 0,
+            target_inum: if relation == Relation::Host { HOST_NS } else { 0 },
             target_level: 0,
             syscall: None,
             flags: 0,

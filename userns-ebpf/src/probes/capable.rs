@@ -167,8 +167,9 @@ fn asked<const TYPED: bool>(
     }
 }
 
+/// Whose user namespace `target` is, as the task sees it.
 #[inline(always)]
-fn relation<const TYPED: bool>(target: UserNs<TYPED>, lineage: &Lineage) -> Relation {
+pub(crate) fn relation<const TYPED: bool>(target: UserNs<TYPED>, lineage: &Lineage) -> Relation {
     if target.address() == lineage.userns {
         return Relation::Pod;
     }

@@ -14,10 +14,12 @@ use userns_common::record::Lineage;
 
 use crate::emit::{self, Everyday, Report, Ring};
 use crate::lineage::{self, Found};
+use crate::maps::opaque;
 use crate::probes::{capable, namespaces};
-use crate::task::Task;
+use crate::task::{self, Task};
 
-const CLONE_NEWUSER: u64 = 0x1000_0000;
+/// include/uapi/linux/sched.h
+pub(crate) const CLONE_NEWUSER: u64 = 0x1000_0000;
 
 #[btf_tracepoint(function = "task_newtask")]
 fn task_newtask(ctx: BtfTracePointContext) -> i32 {
@@ -41,7 +43,7 @@ fn inherited(parent: Task, of_parent: &mut Lineage, child: Task, flags: u64) {
     let (task, lineage, found) = match of_child {
         Some(of_child) if found.is_nothing() && of_child.state == state::INSIDE => {
             if flags & CLONE_NEWUSER != 0 {
-                let call = namespaces::Call { operation: Operation::CloneNewUser, ret: 0, flags, fd: 0 };
+                let call = namespaces::Call::new(Operation::CloneNewUser, 0, flags, 0);
                 namespaces::tell(child, of_child, Found::NOTHING, &call, Hook::NewTask);
             }
             return;
@@ -89,7 +91,7 @@ fn sched_process_exec(ctx: BtfTracePointContext) -> i32 {
 
 #[inline(always)]
 fn executed(task: Task, lineage: &mut Lineage, bprm: *const c_void) {
-    let found = lineage::inspect(task, lineage);
+    let mut found = lineage::inspect(task, lineage);
     let known = lineage.flags & flag::WORKLOAD != 0;
     let mut news = 0;
     if lineage.state == state::INSIDE {
@@ -97,6 +99,8 @@ fn executed(task: Task, lineage: &mut Lineage, bprm: *const c_void) {
             lineage::works(task, lineage);
             news = reason::FIRST_WORKLOAD;
         }
+        let program = opaque(task::is_program(bprm).into()) != 0;
+        found = found.and(lineage::check_places(task, lineage, program));
     } else if known {
         // a container that runs in the host's user namespace: told once, its programs are its own business
         return;

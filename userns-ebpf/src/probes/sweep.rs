@@ -36,7 +36,8 @@ extern "C" fn sweep(ctx: *const *const c_void) -> i32 {
             lineage::watch_userns(lineage);
             let found = lineage::inspect(task, lineage)
                 .and(lineage::check_grace(lineage))
-                .and(lineage::check_cgroup(task.cgroup(), lineage));
+                .and(lineage::check_cgroup(task.cgroup(), lineage))
+                .and(lineage::check_places(task, lineage, false));
             if lineage.flags & flag::OWED == 0 {
                 lineage::tell(task, lineage, found, Hook::TaskIter);
                 return 0;

@@ -44,6 +44,23 @@ impl<const TYPED: bool> UserNs<TYPED> {
     }
 }
 
+impl UserNs<false> {
+    /// As for a typed one.
+    #[inline(always)]
+    pub(crate) fn ancestor_at(self, level: u32) -> Self {
+        let mut reader = Reader::new();
+        let mut ns = self.0;
+        for _ in 0..MAX_USERNS_DEPTH {
+            if reader.read::<u32>(ns, setting!(offsets.userns_level)) <= level {
+                break;
+            }
+            ns = reader.ptr(ns, setting!(offsets.userns_parent));
+        }
+        reader.done();
+        Self(ns)
+    }
+}
+
 impl UserNs {
     /// The one above; not to be asked of the initial one.
     #[inline(always)]

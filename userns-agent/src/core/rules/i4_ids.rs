@@ -23,7 +23,7 @@ pub(super) const RULE: Rule = Rule {
              then reaches beyond the promised range.",
     evidence: "The eight ids of `real_cred` at fork, exec, exit, namespace calls and in the sweep, against the map of \
                the pod's user namespace and kubelet's record. Supplementary groups are not looked at.",
-    exceptions: "Runtimes hold host id 0 in the new namespace for microseconds before they take the container's; ids are \
+    exceptions: "Ids for files alone are I8's matter. Runtimes hold host id 0 in the new namespace for microseconds before they take the container's; ids are \
                  judged from the first program on, those of a process that was found rather than seen to enter after \
                  the grace period. Those of who joined the namespace from elsewhere are I12's matter. An \
                  administrator who moves a process of the host into a pod's user namespace and then its cgroup, and keeps \
@@ -32,7 +32,21 @@ pub(super) const RULE: Rule = Rule {
               are within reach.",
 };
 
+/// Which of the ids it is.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kind {
+    /// Those that decide over files, and no others: I8.
+    FilesAlone,
+    /// Others, by themselves or with these.
+    Any,
+}
+
 pub(super) fn on_task(observed: &Observed<'_>, context: &Context<'_>) -> Vec<Detection> {
+    outside_range(observed, context, Kind::Any)
+}
+
+/// What is to be said of ids outside of the range, if they are of this kind.
+pub(super) fn outside_range(observed: &Observed<'_>, context: &Context<'_>, kind: Kind) -> Vec<Detection> {
     let task = &observed.event.task;
     let workload = task.lineage.flags & lineage::WORKLOAD != 0;
     let left = observed.reasons & reason::LEFT_USERNS != 0;
@@ -59,6 +73,10 @@ pub(super) fn on_task(observed: &Observed<'_>, context: &Context<'_>) -> Vec<Det
         (false, _) => (&unmapped, overwritten(&ns.uid_map)),
         (true, false) => (&unpromised, "outside the range that kubelet recorded for the pod".to_owned()),
     };
+    let files_alone = ids.iter().all(|(name, _)| name.starts_with("fs"));
+    if files_alone != (kind == Kind::FilesAlone) {
+        return Vec::new();
+    }
     let names = ids.iter().map(|(name, id)| format!("{name} {id}")).collect::<Vec<_>>().join(", ");
     let on_node = |name: &str, id| {
         if name.contains("uid") { context.reference.user(id) } else { context.reference.group(id) }

@@ -1,8 +1,10 @@
 //! The rules: one file each, one explicit list.
 
+mod i10_nested_userns;
 mod i11_attempts;
 mod i12_foreign_entry;
 mod i13_cgroup;
+mod i14_outside_mount;
 mod i1_cred_escape;
 mod i2_host_root;
 mod i3_not_applied;
@@ -10,9 +12,13 @@ mod i4_ids;
 mod i5_host_capability;
 mod i6_namespaces;
 mod i7_range;
+mod i8_file_ids;
+mod i9_idmap;
+
+use userns_common::kind::{Operation, state, verdict};
 
 use super::context::Context;
-use super::finding::{Confidence, Severity};
+use super::finding::{CallUse, Confidence, Severity};
 use super::open::{Detection, Scope};
 use crate::event::{AggregateKey, AggregateValue, CgroupId, Nanos, TaskEvent};
 
@@ -33,12 +39,20 @@ pub enum RuleId {
     I6,
     /// The range is unsafe.
     I7,
+    /// Ids for files alone outside the pod's range.
+    I8,
+    /// An id-mapped mount made by a pod.
+    I9,
+    /// A user namespace made by a pod.
+    I10,
     /// Denied attempts.
     I11,
     /// A process came into the pod's namespaces from outside.
     I12,
     /// A process outside of its container's cgroup.
     I13,
+    /// A program works in a mount of the host's.
+    I14,
 }
 
 impl RuleId {
@@ -51,9 +65,13 @@ impl RuleId {
         Self::I5,
         Self::I6,
         Self::I7,
+        Self::I8,
+        Self::I9,
+        Self::I10,
         Self::I11,
         Self::I12,
         Self::I13,
+        Self::I14,
     ];
 }
 
@@ -127,9 +145,13 @@ pub fn rule(id: RuleId) -> &'static Rule {
         RuleId::I5 => &i5_host_capability::RULE,
         RuleId::I6 => &i6_namespaces::RULE,
         RuleId::I7 => &i7_range::RULE,
+        RuleId::I8 => &i8_file_ids::RULE,
+        RuleId::I9 => &i9_idmap::RULE,
+        RuleId::I10 => &i10_nested_userns::RULE,
         RuleId::I11 => &i11_attempts::RULE,
         RuleId::I12 => &i12_foreign_entry::RULE,
         RuleId::I13 => &i13_cgroup::RULE,
+        RuleId::I14 => &i14_outside_mount::RULE,
     }
 }
 
@@ -140,8 +162,12 @@ pub(super) fn on_task(id: RuleId, observed: &Observed<'_>, context: &Context<'_>
         RuleId::I1 => i1_cred_escape::on_task(observed),
         RuleId::I4 => i4_ids::on_task(observed, context),
         RuleId::I6 => i6_namespaces::on_task(observed),
+        RuleId::I8 => i8_file_ids::on_task(observed, context),
+        RuleId::I9 => i9_idmap::on_task(observed),
+        RuleId::I10 => i10_nested_userns::on_task(observed, context),
         RuleId::I11 => i11_attempts::on_task(observed),
         RuleId::I13 => i13_cgroup::on_task(observed),
+        RuleId::I14 => i14_outside_mount::on_task(observed),
         RuleId::I2 | RuleId::I3 | RuleId::I5 | RuleId::I7 | RuleId::I12 => Vec::new(),
     }
 }
@@ -162,7 +188,15 @@ pub(super) fn on_container(id: RuleId, context: &Context<'_>) -> Vec<Detection> 
         RuleId::I5 => i5_host_capability::on_container(container, context),
         RuleId::I7 => i7_range::on_container(container, context),
         RuleId::I12 => i12_foreign_entry::on_container(container, context),
-        RuleId::I1 | RuleId::I4 | RuleId::I6 | RuleId::I11 | RuleId::I13 => Vec::new(),
+        RuleId::I1
+        | RuleId::I4
+        | RuleId::I6
+        | RuleId::I8
+        | RuleId::I9
+        | RuleId::I10
+        | RuleId::I11
+        | RuleId::I13
+        | RuleId::I14 => Vec::new(),
     }
 }
 
@@ -176,6 +210,8 @@ pub(super) fn on_aggregate(
 ) -> Vec<Detection> {
     match id {
         RuleId::I5 => i5_host_capability::on_aggregate(key, value, context),
+        RuleId::I9 => i9_idmap::on_aggregate(key, value),
+        RuleId::I10 => i10_nested_userns::on_aggregate(key, value),
         RuleId::I11 => i11_attempts::on_aggregate(key, value),
         RuleId::I1
         | RuleId::I2
@@ -183,9 +219,39 @@ pub(super) fn on_aggregate(
         | RuleId::I4
         | RuleId::I6
         | RuleId::I7
+        | RuleId::I8
         | RuleId::I12
-        | RuleId::I13 => Vec::new(),
+        | RuleId::I13
+        | RuleId::I14 => Vec::new(),
     }
+}
+
+/// How often programs of a container made such a call, where the row is of one that succeeded.
+fn calls_counted(
+    operations: &[Operation],
+    severity: Severity,
+    key: &AggregateKey,
+    value: &AggregateValue,
+) -> Vec<Detection> {
+    let operation = Operation::try_from(u32::from(key.operation)).ok();
+    let Some(operation) = operation.filter(|operation| operations.contains(operation)) else {
+        return Vec::new();
+    };
+    let inside = key.workload == 1 && u32::from(key.state) == state::INSIDE;
+    if key.verdict != verdict::GRANTED || !inside {
+        return Vec::new();
+    }
+    vec![Detection {
+        scope: Scope::Container(CgroupId(key.container)),
+        severity,
+        confidence: Confidence::Certain,
+        time: Nanos(value.last_ns),
+        why: String::new(),
+        task: None,
+        hook: None,
+        capabilities: Vec::new(),
+        calls: vec![CallUse { call: operation.name(), ret: 0, count: value.count }],
+    }]
 }
 
 /// `name` (pid N), for a sentence.

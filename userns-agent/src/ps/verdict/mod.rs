@@ -149,7 +149,7 @@ pub struct Pod {
 }
 
 /// Rules whose findings mean that a process is out.
-const ESCAPES: [&str; 4] = ["I1", "I4", "I6", "I13"];
+const ESCAPES: [&str; 6] = ["I1", "I4", "I6", "I8", "I13", "I14"];
 
 impl Pod {
     /// Namespace and name, if known.

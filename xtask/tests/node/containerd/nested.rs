@@ -6,7 +6,7 @@ use std::time::Instant;
 use anyhow::{Context as _, Result, ensure};
 use xtask::lab::{CriContainer, CriContainerSpec, CriPod, Handler, IdRange, RuntimeName};
 
-use super::{Asked, Cluster, attributed, container, shell, silence};
+use super::{Asked, Cluster, attributed, container, only_made, shell};
 use crate::slowdown;
 
 const PREPARE: &str = include_str!("nested.sh");
@@ -39,7 +39,7 @@ fn containers_in_a_pod_are_left_alone_and_the_pods() -> Result<()> {
         }
         println!("in a pod by {runtime}, containers have come and gone after {:.1?}", started.elapsed());
     }
-    silence(&agent)
+    only_made(&agent, RuntimeName::ALL.len())
 }
 
 fn prepare(cluster: &Cluster, runtime: RuntimeName, range: IdRange) -> Result<Host> {
