@@ -19,7 +19,7 @@ const MAX_NAMES: usize = 1024;
 /// Whether findings of a rule count uses, so that a threshold has a meaning.
 #[must_use]
 pub fn has_threshold(rule: RuleId) -> bool {
-    matches!(rule, RuleId::I5 | RuleId::I11)
+    matches!(rule, RuleId::I5 | RuleId::I10 | RuleId::I11)
 }
 
 /// Whether each finding of a rule is about a program of the host, judged anew with each program that its process

@@ -34,10 +34,10 @@ fn case(finding: &Finding) -> Case {
     match (finding.status, finding.rule) {
         (Status::Resolved, _) => Case::Over,
         (_, RuleId::I1 | RuleId::I6) => Case::NodeLost,
-        (_, RuleId::I4) if finding.severity == Severity::Critical => Case::NodeLost,
-        (_, RuleId::I2 | RuleId::I5 | RuleId::I13) => Case::PodLost,
-        (_, RuleId::I3 | RuleId::I4 | RuleId::I7) => Case::Misconfigured,
-        (_, RuleId::I11 | RuleId::I12) => Case::LookCloser,
+        (_, RuleId::I4 | RuleId::I8 | RuleId::I9) if finding.severity == Severity::Critical => Case::NodeLost,
+        (_, RuleId::I2 | RuleId::I5 | RuleId::I13 | RuleId::I14) => Case::PodLost,
+        (_, RuleId::I3 | RuleId::I4 | RuleId::I7 | RuleId::I8) => Case::Misconfigured,
+        (_, RuleId::I9 | RuleId::I10 | RuleId::I11 | RuleId::I12) => Case::LookCloser,
     }
 }
 

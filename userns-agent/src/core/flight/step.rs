@@ -215,6 +215,7 @@ fn asked(call: &Call) -> String {
 fn operation(operation: Operation) -> &'static str {
     match operation {
         Operation::CloneNewUser => "clone with a new user namespace",
+        Operation::UnshareNewUser => "unshare with a new user namespace",
         Operation::Capability
         | Operation::Setns
         | Operation::Unshare
@@ -223,7 +224,7 @@ fn operation(operation: Operation) -> &'static str {
     }
 }
 
-const REASONS: [(u32, &str); 8] = [
+const REASONS: [(u32, &str); 9] = [
     (reason::LEFT_USERNS, "has credentials outside of the pod's user namespace"),
     (reason::ACTS_OUTSIDE, "acts with credentials outside of the pod's user namespace"),
     (reason::ID_OUTSIDE_MAP, "has an id that the pod's user namespace does not map"),
@@ -232,6 +233,7 @@ const REASONS: [(u32, &str); 8] = [
     (reason::PAST_GRACE, "is still in the host's user namespace after the time that a runtime needs"),
     (reason::LEFT_CGROUP, "is in a cgroup outside of its container's"),
     (reason::FOREIGN_ENTRY, "joined another pod's namespaces"),
+    (reason::OUTSIDE_MOUNT, "works in a mount that is not the pod's"),
 ];
 
 const NAMESPACES: [(u32, &str); 5] = [
