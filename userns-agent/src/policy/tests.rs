@@ -185,7 +185,7 @@ fn i1_is_not_touched_by_accident() {
     for (line, says) in [
         ("enabled: false", "silencesCredentialEscape"),
         ("severity: low", "critical for I1"),
-        ("threshold: {count: 2}", "I5, I11 only"),
+        ("threshold: {count: 2}", "I5, I10, I11 only"),
     ] {
         let found = mistakes(&format!("{HEAD}rules:\n- id: I1\n  {line}\n"));
         assert!(
