@@ -48,13 +48,13 @@ fn seen_by(detection: &Detection) -> String {
 
 fn section(technique: &Technique) -> String {
     let Technique { name, attempts, with_userns, without_userns, detection, harmless, .. } = technique;
-    let signs: Vec<_> = detection.signs().iter().map(|sign| format!("`{}`", sign.name())).collect();
+    let signs = detection.signs().iter().filter_map(|sign| sign.name());
+    let signs: Vec<_> = signs.map(|name| format!("`{name}`")).collect();
+    let lists =
+        if signs.is_empty() { String::new() } else { format!(", which lists {}", signs.join(" or ")) };
     let seen = match detection {
-        Detection::By(..) => format!("by {}, which lists {}", seen_by(detection), signs.join(" or ")),
-        Detection::Sometimes(id, _, when) => {
-            let by = rule(*id).id;
-            format!("by {by}, which lists {}, {when}", signs.join(" or "))
-        }
+        Detection::By(..) => format!("by {}{lists}", seen_by(detection)),
+        Detection::Sometimes(id, _, when) => format!("by {}{lists}, {when}", rule(*id).id),
         Detection::Nobody(why) => format!("not: {why}"),
     };
     let only = if *harmless { "" } else { " It is tried in user namespaces alone." };

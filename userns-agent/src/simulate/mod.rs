@@ -142,12 +142,13 @@ fn attempt(technique: &'static Technique, ground: &Ground) -> Row {
     Row { technique, outcome, verdict, seen: Seen::NotAsked }
 }
 
-/// Only what was denied in a user namespace is to be seen.
+/// Only what was tried in a user namespace is to be seen.
 fn ask(witness: &mut Witness, rows: &mut [Row], wait: Duration) -> Result<(), WitnessError> {
     let nothing = Detection::Nobody("");
     let to_see = |row: &Row| {
-        let denied = matches!(row.outcome, Outcome::Denied { .. });
-        if denied && row.verdict == Verdict::AsPromised { &row.technique.detection } else { &nothing }
+        let Row { technique, outcome, verdict, .. } = row;
+        let tried = *verdict != Verdict::NoPromise && technique.detection.is_left_by(outcome);
+        if tried { &technique.detection } else { &nothing }
     };
     let seen = witness.ask(&rows.iter().map(to_see).collect::<Vec<_>>(), wait)?;
     for (row, seen) in rows.iter_mut().zip(seen) {

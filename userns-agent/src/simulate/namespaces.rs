@@ -22,9 +22,7 @@ const ESCAPE: (&str, &str) = ("T1611", "Escape to Host");
 const EXPLOIT: (&str, &str) = ("T1068", "Exploitation for Privilege Escalation");
 const NOT_MAPS: Detection =
     Detection::Nobody("the kernel refuses it before any capability over the host is asked for");
-const OWN_AFFAIR: Detection = Detection::Nobody(
-    "the kernel allows it to everyone, and container engines and browsers in pods do it; nothing of the host is reached",
-);
+const MAKES: Detection = Detection::By(RuleId::I10, &[Sign::Done("unshare_newuser")]);
 
 pub(super) const TECHNIQUES: &[Technique] = &[
     Technique {
@@ -37,7 +35,7 @@ pub(super) const TECHNIQUES: &[Technique] = &[
         with_userns: "allowed unless seccomp or a sysctl forbids it: capabilities in there are over nothing of the host, \
                       but more of the kernel can be asked",
         without_userns: "the same",
-        detection: OWN_AFFAIR,
+        detection: MAKES,
         harmless: true,
         run: nested,
     },
@@ -50,7 +48,7 @@ pub(super) const TECHNIQUES: &[Technique] = &[
         stopped: Stopped::No,
         with_userns: "allowed unless seccomp or a sysctl forbids it; the mount is seen by this process alone",
         without_userns: "the same",
-        detection: OWN_AFFAIR,
+        detection: MAKES,
         harmless: true,
         run: nested_mount,
     },
@@ -141,10 +139,7 @@ pub(super) const TECHNIQUES: &[Technique] = &[
         stopped: Stopped::Partly,
         with_userns: "the change is allowed; opening what is the host's root's alone is EACCES",
         without_userns: "allowed",
-        detection: Detection::Nobody(
-            "changing to a directory asks for no capability, and the file's mode denies the open; where a process's \
-             directory lies is not judged",
-        ),
+        detection: Detection::By(RuleId::I14, &[Sign::Finding]),
         harmless: true,
         run: leaked_directory,
     },

@@ -56,7 +56,7 @@ impl Stopped {
     }
 }
 
-/// Who sees a technique that was denied.
+/// Who sees a technique.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Detection {
     /// This rule, by any of these signs.
@@ -96,6 +96,18 @@ impl Detection {
         }
     }
 
+    /// Whether a technique of which this became leaves a sign.
+    #[must_use]
+    pub(super) fn is_left_by(&self, outcome: &Outcome) -> bool {
+        self.signs().iter().any(|sign| match sign {
+            Sign::Capability(_) | Sign::During(..) | Sign::Call(_) => {
+                matches!(outcome, Outcome::Denied { .. })
+            }
+            Sign::Done(_) => *outcome == Outcome::Allowed,
+            Sign::Finding => matches!(outcome, Outcome::Denied { .. } | Outcome::Allowed),
+        })
+    }
+
     /// The rule's id as printed.
     pub(super) fn rule_id(&self) -> Option<&'static str> {
         self.rule().map(|rule| rules::rule(rule).id)
@@ -111,14 +123,21 @@ pub enum Sign {
     During(&'static str, &'static str),
     /// A call that was refused, by its name.
     Call(&'static str),
+    /// A call that succeeded, by its name.
+    Done(&'static str),
+    /// A finding is enough.
+    Finding,
 }
 
 impl Sign {
-    /// What is denied.
+    /// What is listed, if anything.
     #[must_use]
-    pub const fn name(self) -> &'static str {
+    pub const fn name(self) -> Option<&'static str> {
         match self {
-            Self::Capability(name) | Self::During(name, _) | Self::Call(name) => name,
+            Self::Capability(name) | Self::During(name, _) | Self::Call(name) | Self::Done(name) => {
+                Some(name)
+            }
+            Self::Finding => None,
         }
     }
 }

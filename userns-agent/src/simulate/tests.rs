@@ -36,7 +36,8 @@ fn who_sees_a_technique_exists_and_says_so_by_signs_that_it_has() {
                         userns_common::caps::holds(userns_common::caps::ATTEMPTS, number as u32)
                     })
                 }
-                Sign::Call(name) => {
+                Sign::Finding => true,
+                Sign::Call(name) | Sign::Done(name) => {
                     let operations = userns_common::kind::Operation::ALL.iter();
                     operations.into_iter().any(|operation| operation.name() == *name)
                 }

@@ -98,7 +98,7 @@ pub enum WitnessError {
 pub enum Seen {
     /// Nobody was asked.
     NotAsked,
-    /// Nothing is to be seen: it was not denied, or no rule looks for it.
+    /// Nothing is to be seen: what became of it leaves no sign, or no rule looks for it.
     Nothing,
     /// A finding about this container lists it.
     Seen,
@@ -164,8 +164,17 @@ impl Own {
 struct Told {
     /// How much: whatever grows when there is more.
     amount: u64,
-    /// Capabilities and calls that were denied, with the system call if that is known; `None` if the source does not tell.
-    signs: Option<Vec<(String, Option<String>)>>,
+    /// What is listed; `None` if the source does not tell.
+    signs: Option<Vec<Listed>>,
+}
+
+/// A capability or a call that a finding lists.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Listed {
+    name: String,
+    /// The system call that the capability was asked for in, if that is known.
+    syscall: Option<String>,
+    denied: bool,
 }
 
 /// What is known of the agent's findings about this container.
@@ -238,12 +247,15 @@ impl Witness {
         match &told.signs {
             None => Seen::Rule,
             Some(told) => {
-                let during = |sign: &Sign, syscall: &Option<String>| match sign {
-                    Sign::During(_, name) => syscall.as_deref() == Some(name),
-                    Sign::Capability(_) | Sign::Call(_) => true,
-                };
-                let listed = |sign: &Sign| {
-                    told.iter().any(|(name, syscall)| name == sign.name() && during(sign, syscall))
+                let listed = |sign: &Sign| match sign {
+                    Sign::Finding => true,
+                    Sign::Done(name) => told.iter().any(|it| it.name == *name && !it.denied),
+                    Sign::Capability(name) | Sign::Call(name) => {
+                        told.iter().any(|it| it.name == *name && it.denied)
+                    }
+                    Sign::During(name, during) => told
+                        .iter()
+                        .any(|it| it.name == *name && it.denied && it.syscall.as_deref() == Some(during)),
                 };
                 if detection.signs().iter().any(listed) { Seen::Seen } else { Seen::NotSeen }
             }
@@ -307,12 +319,12 @@ impl Witness {
         let told = self.now.entry(rule.to_owned()).or_default();
         told.amount += 1;
         let list = |name: &str| line[name].as_array().cloned().unwrap_or_default();
-        let denied = list("capabilities").into_iter().filter(|used| used["granted"] == false);
-        let refused = list("calls").into_iter().filter(|used| used["ret"].as_i64() < Some(0));
         let text = |value: &Value| value.as_str().map(str::to_owned);
-        let signs = denied
-            .chain(refused)
-            .filter_map(|used| Some((text(&used["name"])?, text(&used["syscall"]["name"]))));
+        let capabilities = list("capabilities").into_iter().map(|used| (used["granted"] == false, used));
+        let calls = list("calls").into_iter().map(|used| (used["ret"].as_i64() < Some(0), used));
+        let signs = capabilities.chain(calls).filter_map(|(denied, used)| {
+            Some(Listed { name: text(&used["name"])?, syscall: text(&used["syscall"]["name"]), denied })
+        });
         told.signs.get_or_insert_default().extend(signs);
     }
 }
@@ -358,6 +370,10 @@ mod tests {
     const SETNS: Detection = Detection::By(RuleId::I11, &[Sign::Call("setns")]);
     const MOUNT: Detection = Detection::By(RuleId::I11, &[Sign::During("CAP_SYS_ADMIN", "mount")]);
     const PERF: Detection = Detection::By(RuleId::I11, &[Sign::During("CAP_SYS_ADMIN", "perf_event_open")]);
+    const MADE: Detection = Detection::By(RuleId::I11, &[Sign::Done("unshare")]);
+    const REFUSED: Detection = Detection::By(RuleId::I11, &[Sign::Call("unshare")]);
+    const ANY: Detection = Detection::By(RuleId::I11, &[Sign::Finding]);
+    const OTHER: Detection = Detection::By(RuleId::I10, &[Sign::Finding]);
     const NOBODY: Detection = Detection::Nobody("x");
 
     fn own() -> Own {
@@ -407,6 +423,8 @@ mod tests {
         assert_eq!(ask(&(other + half)), [Seen::NotSeen, Seen::NotSeen, Seen::Nothing]);
         assert_eq!(ask(rest), [Seen::Seen, Seen::NotSeen, Seen::Nothing]);
         assert_eq!(witness.ask(&[&MOUNT, &PERF], Duration::ZERO).unwrap(), [Seen::Seen, Seen::NotSeen]);
+        assert_eq!(witness.ask(&[&MADE, &REFUSED], Duration::ZERO).unwrap(), [Seen::Seen, Seen::NotSeen]);
+        assert_eq!(witness.ask(&[&ANY, &OTHER], Duration::ZERO).unwrap(), [Seen::Seen, Seen::NotSeen]);
     }
 
     #[test]
