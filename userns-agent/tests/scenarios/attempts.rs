@@ -3,10 +3,10 @@
 use userns_agent::core::finding::Severity;
 use userns_agent::core::rules::RuleId;
 use userns_agent::event::{AggregateKey, AggregateValue, Fact, Operation, Relation, state};
-use userns_common::kind::verdict;
+use userns_common::kind::{origin, verdict};
 
 use super::world::{Actor, SECOND, World};
-use super::{BASE, SYS_ADMIN};
+use super::{BASE, SLEEP, SYS_ADMIN};
 
 const BPF: u8 = 39;
 
@@ -114,6 +114,22 @@ fn i10_silent_for_what_is_refused_for_other_namespaces_and_for_runtimes() {
     shell.0.task.lineage.flags = 0;
     world.calls(container, &shell, Operation::UnshareNewUser, 0);
     world.fact(Fact::Aggregates(vec![made(container, Operation::UnshareNewUser, 3)]));
+    world.pass(11 * SECOND);
+    world.silent();
+}
+
+#[test]
+fn i10_and_i9_silent_in_containers_of_the_hosts_users() {
+    let mut world = World::new();
+    let container = world.container(1);
+    let first = Actor::host(50, SLEEP, "sh").entering(origin::ATTACHED).working();
+    world.enters(container, &first);
+    world.execs(container, &first);
+    let browser = Actor::inside(51, 8, 1000);
+    for operation in [Operation::UnshareNewUser, Operation::MountSetattr] {
+        world.calls(container, &browser, operation, 0);
+        world.fact(Fact::Aggregates(vec![made(container, operation, 3)]));
+    }
     world.pass(11 * SECOND);
     world.silent();
 }

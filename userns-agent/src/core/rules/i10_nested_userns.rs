@@ -2,7 +2,7 @@
 
 use userns_common::kind::{Operation, lineage, state, verdict};
 
-use super::{Observed, Rule, calls_counted, who};
+use super::{Observed, Rule, calls_counted, has_host_users, who};
 use crate::core::context::Context;
 use crate::core::finding::{CallUse, Confidence, Severity};
 use crate::core::open::{Detection, Scope};
@@ -21,7 +21,8 @@ pub(super) const RULE: Rule = Rule {
     evidence: "unshare, and clone and clone3, with CLONE_NEWUSER, that succeeded; the level of the first one made and the id \
                of who made it. Counted in the kernel: one record tells of the first, the rest are counts.",
     exceptions: "Rootless container engines, bubblewrap, browsers, and systemd for services with `PrivateUsers=` make them. A \
-                 runtime that makes the pod's own namespace does so before the container's first program.",
+                 runtime that makes the pod's own namespace does so before the container's first program. Containers whose \
+                 programs run in the host's user namespace are left out.",
     respond: "Nothing, if the pod is meant to. Else keep it from doing so: without CAP_SYS_ADMIN in the pod, the container \
               runtime's default seccomp profile refuses it.",
 };
@@ -33,7 +34,7 @@ pub(super) fn on_task(observed: &Observed<'_>, context: &Context<'_>) -> Vec<Det
     let Some(call) = observed.event.call.as_ref().filter(|call| MADE.contains(&call.operation)) else {
         return Vec::new();
     };
-    let workload = task.lineage.flags & lineage::WORKLOAD != 0;
+    let workload = task.lineage.flags & lineage::WORKLOAD != 0 && !has_host_users(context);
     if task.lineage.state != state::INSIDE || !workload || verdict::of(call.ret) != verdict::GRANTED {
         return Vec::new();
     }
@@ -59,6 +60,10 @@ pub(super) fn on_task(observed: &Observed<'_>, context: &Context<'_>) -> Vec<Det
     }]
 }
 
-pub(super) fn on_aggregate(key: &AggregateKey, value: &AggregateValue) -> Vec<Detection> {
-    calls_counted(&MADE, Severity::Info, key, value)
+pub(super) fn on_aggregate(
+    key: &AggregateKey,
+    value: &AggregateValue,
+    context: &Context<'_>,
+) -> Vec<Detection> {
+    calls_counted(&MADE, Severity::Info, key, value, context)
 }

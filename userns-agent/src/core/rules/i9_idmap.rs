@@ -2,7 +2,8 @@
 
 use userns_common::kind::{Operation, Relation, lineage, state, verdict};
 
-use super::{Observed, Rule, calls_counted, who};
+use super::{Observed, Rule, calls_counted, has_host_users, who};
+use crate::core::context::Context;
 use crate::core::finding::{CallUse, Confidence, Severity};
 use crate::core::open::{Detection, Scope};
 use crate::event::{AggregateKey, AggregateValue, CgroupId};
@@ -30,7 +31,7 @@ pub(super) const RULE: Rule = Rule {
 
 const IDMAPS: [Operation; 2] = [Operation::MountSetattr, Operation::OpenTreeAttr];
 
-pub(super) fn on_task(observed: &Observed<'_>) -> Vec<Detection> {
+pub(super) fn on_task(observed: &Observed<'_>, context: &Context<'_>) -> Vec<Detection> {
     let task = &observed.event.task;
     let Some(call) = observed.event.call.as_ref().filter(|call| IDMAPS.contains(&call.operation)) else {
         return Vec::new();
@@ -48,6 +49,9 @@ pub(super) fn on_task(observed: &Observed<'_>) -> Vec<Detection> {
         );
         return observed.about_the_process(Severity::Critical, Confidence::High, why);
     }
+    if has_host_users(context) {
+        return Vec::new();
+    }
     vec![Detection {
         scope: Scope::Container(CgroupId(task.lineage.container)),
         severity: Severity::Info,
@@ -61,9 +65,13 @@ pub(super) fn on_task(observed: &Observed<'_>) -> Vec<Detection> {
     }]
 }
 
-pub(super) fn on_aggregate(key: &AggregateKey, value: &AggregateValue) -> Vec<Detection> {
+pub(super) fn on_aggregate(
+    key: &AggregateKey,
+    value: &AggregateValue,
+    context: &Context<'_>,
+) -> Vec<Detection> {
     if u32::from(key.relation) == Relation::Pod as u32 {
-        calls_counted(&IDMAPS, Severity::Info, key, value)
+        calls_counted(&IDMAPS, Severity::Info, key, value, context)
     } else {
         Vec::new()
     }

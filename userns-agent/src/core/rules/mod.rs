@@ -163,7 +163,7 @@ pub(super) fn on_task(id: RuleId, observed: &Observed<'_>, context: &Context<'_>
         RuleId::I4 => i4_ids::on_task(observed, context),
         RuleId::I6 => i6_namespaces::on_task(observed),
         RuleId::I8 => i8_file_ids::on_task(observed, context),
-        RuleId::I9 => i9_idmap::on_task(observed),
+        RuleId::I9 => i9_idmap::on_task(observed, context),
         RuleId::I10 => i10_nested_userns::on_task(observed, context),
         RuleId::I11 => i11_attempts::on_task(observed),
         RuleId::I13 => i13_cgroup::on_task(observed),
@@ -210,8 +210,8 @@ pub(super) fn on_aggregate(
 ) -> Vec<Detection> {
     match id {
         RuleId::I5 => i5_host_capability::on_aggregate(key, value, context),
-        RuleId::I9 => i9_idmap::on_aggregate(key, value),
-        RuleId::I10 => i10_nested_userns::on_aggregate(key, value),
+        RuleId::I9 => i9_idmap::on_aggregate(key, value, context),
+        RuleId::I10 => i10_nested_userns::on_aggregate(key, value, context),
         RuleId::I11 => i11_attempts::on_aggregate(key, value),
         RuleId::I1
         | RuleId::I2
@@ -226,19 +226,26 @@ pub(super) fn on_aggregate(
     }
 }
 
+/// Whether programs of a container run in the host's user namespace, so that what they make below it is not made by a
+/// pod that has one of its own.
+fn has_host_users(context: &Context<'_>) -> bool {
+    context.container.is_some_and(|container| container.host_workload.is_some())
+}
+
 /// How often programs of a container made such a call, where the row is of one that succeeded.
 fn calls_counted(
     operations: &[Operation],
     severity: Severity,
     key: &AggregateKey,
     value: &AggregateValue,
+    context: &Context<'_>,
 ) -> Vec<Detection> {
     let operation = Operation::try_from(u32::from(key.operation)).ok();
     let Some(operation) = operation.filter(|operation| operations.contains(operation)) else {
         return Vec::new();
     };
     let inside = key.workload == 1 && u32::from(key.state) == state::INSIDE;
-    if key.verdict != verdict::GRANTED || !inside {
+    if key.verdict != verdict::GRANTED || !inside || has_host_users(context) {
         return Vec::new();
     }
     vec![Detection {
