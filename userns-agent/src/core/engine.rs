@@ -235,6 +235,13 @@ impl Engine {
         event.task.lineage.origin == origin::ADOPTED && self.runtimes.possible(event)
     }
 
+    /// Whether a container is known to run in the host's user namespace, as nobody says that it should not: a namespace
+    /// that its programs make is theirs, and not the pod's.
+    fn has_host_users(&self, id: CgroupId) -> bool {
+        let context = self.context(Some(id));
+        context.container.is_some_and(|container| container.host_workload.is_some()) && !context.promised()
+    }
+
     /// Keeps what an event says of its container; true if a rule about containers could judge it differently now.
     fn learn(&mut self, event: &TaskEvent, time: Nanos, hook: &'static str, reasons: u32) -> bool {
         let task = &event.task;
@@ -255,6 +262,7 @@ impl Engine {
         let inside = task.lineage.state == state::INSIDE && workload && reasons & reason::LEFT_USERNS == 0;
         // the map is written once, before the first program runs
         let userns = task.pod_userns.filter(|ns| inside && ns.uid_map.nr_extents != 0 && !anothers);
+        let userns = userns.filter(|_| !self.has_host_users(id));
         changed |= userns.is_some_and(|ns| self.state.has_userns(id, ns));
         let Some(container) = self.state.container_mut(id) else { return false };
         if userns.is_some() {

@@ -118,14 +118,17 @@ fn i10_silent_for_what_is_refused_for_other_namespaces_and_for_runtimes() {
     world.silent();
 }
 
+/// Browsers and rootless container engines map whichever ids they like, those of others as well.
 #[test]
-fn i10_and_i9_silent_in_containers_of_the_hosts_users() {
+fn i7_i9_i10_silent_in_containers_of_the_hosts_users() {
     let mut world = World::new();
     let container = world.container(1);
     let first = Actor::host(50, SLEEP, "sh").entering(origin::ATTACHED).working();
     world.enters(container, &first);
     world.execs(container, &first);
     let browser = Actor::inside(51, 8, 1000);
+    world.inside(container, &browser);
+    world.execs(container, &browser);
     for operation in [Operation::UnshareNewUser, Operation::MountSetattr] {
         world.calls(container, &browser, operation, 0);
         world.fact(Fact::Aggregates(vec![made(container, operation, 3)]));

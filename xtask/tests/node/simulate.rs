@@ -237,6 +237,11 @@ fn without_a_user_namespace_only_what_is_harmless_is_tried() -> Result<()> {
         println!("{runtime}, no user namespace: {rows:?}");
         let kind = |name: &str| rows.iter().find(|row| row.0 == name).map_or("?", |row| row.1);
         ensure!(kind("ptrace-seize") == "skipped", "{rows:?}");
+        // maps the host's root, as engines and browsers do who are root in the pod
+        rounds::exec(
+            &container,
+            &ProcessSpec { capabilities: Capabilities::All, ..ProcessSpec::new(&["unshare", "-r", "true"]) },
+        )?;
         // nothing stops these here, which is what a user namespace is for
         for name in ["device-node", "kernel-log", "unmapped-user", "map-foreign-id", "mount-tmpfs"] {
             ensure!(kind(name) == "allowed", "{name}: {rows:?}");
