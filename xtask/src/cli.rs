@@ -6,7 +6,7 @@ use anyhow::Result;
 use clap::{Args, Parser, Subcommand};
 
 use crate::{
-    bench, build, demo, docs, fuzz, image, run,
+    bench, build, demo, docs, fuzz, image, quality, run,
     setup::{self, Purpose},
     steps::Steps,
     test, vm,
@@ -57,6 +57,8 @@ enum Command {
     Vm(vm::Options),
     /// Measure what the agent costs, and write docs/benchmarks.md (as root)
     Bench(bench::Options),
+    /// Measure what is found of escapes and of ordinary software, and write docs/detection.md (as root)
+    Quality(quality::Options),
     /// Fuzz the decoders with libFuzzer, on the pinned compiler
     Fuzz(fuzz::Options),
     /// Regenerate the reference pages in docs/
@@ -110,6 +112,7 @@ fn dispatch(command: Command, steps: &mut Steps, workspace: &Workspace) -> Resul
         Command::Test { quick } => return test::test(steps, workspace, quick),
         Command::Vm(options) => return vm::vm(steps, workspace, &options),
         Command::Bench(options) => bench::bench(steps, workspace, &options)?,
+        Command::Quality(options) => return quality::quality(steps, workspace, &options),
         Command::Fuzz(options) => fuzz::fuzz(steps, workspace, &options)?,
         Command::Docs { check } => docs::docs(steps, workspace, check)?,
     }

@@ -9,7 +9,7 @@
 //! | [`workspace`] | where things are; `cargo` with a clean environment |
 //! | [`setup`] | the tools a build needs: compiler, linker, `core`'s source |
 //! | [`build`] | eBPF object, then the agent that embeds it |
-//! | [`run`], [`bench`](mod@bench), [`docs`], [`fuzz`], [`image`](mod@image), [`test`](mod@test), [`vm`] | one command each |
+//! | [`run`], [`bench`](mod@bench), [`docs`], [`fuzz`], [`image`](mod@image), [`quality`](mod@quality), [`test`](mod@test), [`vm`] | one command each |
 //! | [`lab`] | real containers for the node tests |
 //! | [`debian`], [`process`], [`steps`] | shared helpers |
 
@@ -25,6 +25,7 @@ pub mod fuzz;
 pub mod image;
 pub mod lab;
 pub mod process;
+pub mod quality;
 pub mod run;
 pub mod setup;
 pub mod steps;

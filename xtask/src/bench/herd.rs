@@ -180,7 +180,9 @@ pub(super) fn become_member(cgroup: &Path) -> Result<()> {
     orders.read_line(&mut String::new()).context("nobody mapped ids")?;
     set_thread_gid(Gid::ROOT).context("cannot become the namespace's root group")?;
     set_thread_uid(Uid::ROOT).context("cannot become the namespace's root")?;
-    Err(Command::new("/proc/self/exe").arg("crowd").exec()).context("cannot go on as a crowd")
+    // by its path: `/proc/self/exe` is in the mount namespace that this process has left
+    let program = std::env::current_exe().context("cannot tell where this program is")?;
+    Err(Command::new(program).arg("crowd").exec()).context("cannot go on as a crowd")
 }
 
 /// The process's side: as many threads as it is told, until nobody can tell any more.

@@ -55,6 +55,7 @@ use instructions::Counted;
 use node::Node;
 use programs::Program;
 use scale::Point;
+pub(crate) use stats::quantile;
 use storm::Storm;
 
 const KERNELS: [&str; 2] = ["6.1", "newest"];

@@ -33,7 +33,7 @@ impl fmt::Display for Spread {
 }
 
 /// The value below which the share `share` of `values` lies (nearest rank); 0 for none.
-pub(super) fn quantile(values: &[f64], share: f64) -> f64 {
+pub(crate) fn quantile(values: &[f64], share: f64) -> f64 {
     let mut sorted = values.to_vec();
     sorted.sort_by(f64::total_cmp);
     let rank = (share.clamp(0.0, 1.0) * sorted.len() as f64).ceil() as usize;

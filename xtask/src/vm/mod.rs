@@ -80,6 +80,9 @@ pub struct Options {
     /// This agent instead of building one
     #[arg(long, value_name = "FILE")]
     agent: Option<PathBuf>,
+    /// The script's tests, instead of those that belong to a mechanism
+    #[arg(skip)]
+    suite: Option<&'static str>,
     /// Agree to what the programs are for each kernel's verifier now, in docs/verifier.json
     #[arg(long, conflicts_with = "test")]
     bless: bool,
@@ -102,12 +105,19 @@ impl Default for Options {
             test_limit: 600,
             limit: 2400,
             agent: None,
+            suite: None,
             bless: false,
         }
     }
 }
 
 impl Options {
+    /// These tests, each a binary and a part of its name, with every mechanism; on every kernel if none is named.
+    pub(crate) fn of_suite(kernel: Vec<String>, suite: &'static str) -> Self {
+        let all = Self::default();
+        Self { kernel: if kernel.is_empty() { all.kernel } else { kernel }, suite: Some(suite), ..all }
+    }
+
     fn cells(&self) -> Vec<&str> {
         match (self.mechanism.is_empty(), self.test.is_empty()) {
             (false, _) => self.mechanism.iter().map(String::as_str).collect(),
@@ -118,6 +128,11 @@ impl Options {
 
     fn settings(&self, kernels: &[(Kernel, KernelFiles)]) -> Vec<(&'static str, String)> {
         let filters = BINARIES.map(|binary| format!("{binary}:{}", self.test));
+        let filter = match self.suite {
+            Some(suite) => suite.to_owned(),
+            None if self.test.is_empty() => String::new(),
+            None => filters.join(" "),
+        };
         let with_containerd = kernels.iter().filter(|(kernel, _)| plan::runs_containerd(kernel.line));
         let with_containerd: Vec<&str> = with_containerd.map(|(kernel, _)| kernel.release.as_str()).collect();
         vec![
@@ -126,7 +141,7 @@ impl Options {
             ("SUITE", plan::suite(MECHANISMS[0])),
             ("SUITE_CONTAINERD", plan::CONTAINERD.to_owned()),
             ("WITH_CONTAINERD", with_containerd.join(" ")),
-            ("FILTER", if self.test.is_empty() { String::new() } else { filters.join(" ") }),
+            ("FILTER", filter),
             ("SLOWDOWN", self.accel.slowdown().to_string()),
             ("TEST_LIMIT", self.test_limit.to_string()),
         ]

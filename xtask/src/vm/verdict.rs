@@ -6,6 +6,8 @@ use std::{
     time::Duration,
 };
 
+use crate::quality::{self, Sample};
+
 use super::{
     guest::End,
     kernels::Line,
@@ -32,6 +34,8 @@ pub struct Verdict {
     pub incidents: Vec<String>,
     pub(super) cells: Vec<Cell>,
     pub(super) verified: BTreeMap<String, u64>,
+    release: String,
+    quality: Vec<(String, Sample)>,
 }
 
 /// How a guest ended.
@@ -85,10 +89,23 @@ impl Verdict {
             End::Finished if watch.exit.is_some_and(|(status, _)| status == 0) => Outcome::Passed,
             End::Finished => Outcome::Failed,
         };
-        let boot = watch.booted.map(|(_, at)| at);
         let problems = watch.cells.iter().flat_map(|cell| problems(line, cell)).collect();
-        let Watch { tests, incidents, cells, verified, .. } = watch;
-        Self { line, outcome, boot, took, tests, problems, incidents, cells, verified }
+        let Watch { tests, incidents, cells, verified, quality, booted, .. } = watch;
+        let (release, boot) = booted.unzip();
+        let release = release.unwrap_or_default();
+        Self { line, outcome, boot, took, tests, problems, incidents, cells, verified, release, quality }
+    }
+
+    /// What the tests told of detection, by mechanism.
+    #[must_use]
+    pub fn quality(&self) -> Vec<quality::Cell> {
+        let of = |cell: &Cell| {
+            let own = self.quality.iter().filter(|(mechanism, _)| *mechanism == cell.mechanism);
+            let samples: Vec<_> = own.map(|(_, sample)| sample.clone()).collect();
+            let cell = quality::Cell::of_guest(self.release.clone(), cell.mechanism.clone(), samples);
+            Some(cell).filter(|cell| !cell.is_empty())
+        };
+        self.cells.iter().filter_map(of).collect()
     }
 
     /// Whether all is well.

@@ -2,6 +2,8 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
+use crate::quality::Sample;
+
 const PREFIX: &str = "userns-vm: ";
 /// What `timeout -s KILL` in the guest makes of a test that it killed.
 const KILLED: i32 = 137;
@@ -63,6 +65,7 @@ pub(super) enum Offer {
 /// Everything seen of a guest until now. Times are since QEMU was started.
 #[derive(Debug, Default)]
 pub(super) struct Watch {
+    /// The kernel's release, and when.
     pub(super) booted: Option<(String, Duration)>,
     pub(super) exit: Option<(i32, Duration)>,
     pub(super) panic: Option<String>,
@@ -72,6 +75,8 @@ pub(super) struct Watch {
     pub(super) cells: Vec<Cell>,
     /// Instructions that the kernel's verifier went through, by program: the most of all cells.
     pub(super) verified: BTreeMap<String, u64>,
+    /// What the tests told of detection.
+    pub(super) quality: Vec<(String, Sample)>,
     running: Option<(String, Duration, bool)>,
     lockups: usize,
 }
@@ -98,6 +103,11 @@ enum Symptom {
 impl Watch {
     /// Takes in a line of the tests' output; whether it is for the reader, not for this.
     pub(super) fn read(&mut self, line: &str, at: Duration) -> bool {
+        if let Some(sample) = Sample::read(line) {
+            let mechanism = self.cells.last().map(|cell| cell.mechanism.clone()).unwrap_or_default();
+            self.quality.push((mechanism, sample));
+            return false;
+        }
         let Some(word) = word(line) else {
             if let Some((_, _, skipped)) = &mut self.running {
                 *skipped |= crate::test::tally::says_skipped(line);

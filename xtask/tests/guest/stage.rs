@@ -54,6 +54,7 @@ pub(crate) struct Stage {
 
 /// A container that starts actors.
 pub(crate) struct Cast {
+    pub(crate) runtime: RuntimeName,
     pub(crate) container: Container,
     pub(crate) pod: Pod,
     /// A directory of the container, seen from the host.
@@ -110,7 +111,7 @@ impl Cast {
         wait("the container takes no orders", || Ok(dir.join("orders").exists().then_some(())))?;
         fs::copy(actor, dir.join("actor")).context("cannot bring the actor")?;
         fs::set_permissions(dir.join("actor"), fs::Permissions::from_mode(0o755))?;
-        Ok(Self { container, pod, dir, orders: Cell::new(0) })
+        Ok(Self { runtime, container, pod, dir, orders: Cell::new(0) })
     }
 
     fn start(&self, part: Part) -> Result<Actor> {

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Result, bail, ensure};
 use xtask::lab::Line;
+use xtask::quality::Sample;
 
 use crate::setting::{losses, slowdown, told};
 use crate::stage::{Actor, Cast, Part, Stage};
@@ -39,7 +40,11 @@ fn tampering_is_found_and_the_same_steps_without_it_are_not() -> Result<()> {
     let cases =
         WAYS.into_iter().flat_map(|(word, rule)| parts(word).into_iter().map(move |part| (part, rule)));
     for ((part, rule), cast) in cases.zip(stage.casts.iter().cycle()) {
-        match found(&stage, cast, part, rule) {
+        let found = found(&stage, cast, part, rule);
+        let (rule_id, runtime) = (rule.to_owned(), cast.runtime.to_string());
+        let seen = found.is_ok();
+        Sample::Technique { name: format!("kernel: {part}"), rule: rule_id, runtime, seen }.tell();
+        match found {
             Ok(actor) => expected.extend(rules(part, Some(rule), &actor)),
             Err(error) => wrong.push(format!("{part}: {error:#}")),
         }
@@ -50,6 +55,7 @@ fn tampering_is_found_and_the_same_steps_without_it_are_not() -> Result<()> {
     if !wrong.is_empty() {
         bail!("not found, or not as it should be:\n{}", wrong.join("\n"));
     }
+    Sample::tell_delays(&stage.agent);
     nothing_but(&stage, expected)
 }
 

@@ -13,6 +13,7 @@ use anyhow::{Context as _, Result, ensure};
 use xtask::{
     debian::{DebianMirror, own_suite, package_tree},
     lab::{Capabilities, Container, ContainerSpec, IdRange, PodSpec, ProcessSpec, RuntimeName},
+    quality::Sample,
 };
 
 use crate::{Node, losses, metric, work_dir};
@@ -78,7 +79,7 @@ const SOFTWARE: &[Software] = software! {
     "nginx": true, ["nginx-light", "python3"], [];
     "sshd": true, ["openssh-server", "openssh-client", "sudo"], [];
     "cron": true, ["cron"], [];
-    "sandbox": true, ["bubblewrap"], [];
+    "sandbox": true, ["bubblewrap"], ["I10"];
     "observers": true, ["lsof", "strace", "libcap2-bin"], ["I11"];
     "files": true, ["attr", "acl", "libcap2-bin", "e2fsprogs"], [];
     "storm": true, [], [];
@@ -121,23 +122,30 @@ fn ordinary_software_raises_nothing() -> Result<()> {
             let container = run(&node, software, runtime, &capabilities, &image, range, all)
                 .with_context(|| format!("{} with {runtime}", software.name))?;
             println!("{} with {runtime}: {:.1?}", software.name, begun.elapsed());
-            containers.insert(container.id().to_owned(), (software, container));
+            let about = (software, runtime, begun.elapsed(), BTreeMap::<String, u64>::new());
+            containers.insert(container.id().to_owned(), (about, container));
         }
     }
     agent.settle(Duration::from_secs(6))?;
     let mut wrong = Vec::new();
     for line in agent.findings() {
         let text = |pointer| line.text(pointer).unwrap_or("?");
-        let name = containers.get(text("/container/id")).map_or("?", |(software, _)| software.name);
+        let about = containers.get_mut(text("/container/id")).map(|(about, _)| about);
         let (rule, severity) = (text("/finding/rule/id"), text("/finding/rule/severity"));
+        let name = about.as_ref().map_or("?", |(software, ..)| software.name);
         let what = format!("{name}: {rule} ({severity}) {}", text("/finding/why"));
         println!("{what}");
-        let explained = containers.get(text("/container/id")).is_some_and(|(software, _)| {
+        let explained = about.is_some_and(|(software, _, _, findings)| {
+            *findings.entry(severity.to_owned()).or_default() += 1;
             software.tells.contains(&rule) && ["info", "low"].contains(&severity)
         });
         if !explained {
             wrong.push(format!("{what} {} {}", line.json["operation"], line.json["capabilities"]));
         }
+    }
+    for ((software, runtime, took, findings), _) in containers.into_values() {
+        let (name, runtime, seconds) = (software.name.to_owned(), runtime.to_string(), took.as_secs_f64());
+        Sample::Noise { name, runtime, seconds, findings }.tell();
     }
     let metrics = agent.http_get("/metrics")?.body;
     let programs = metric(&metrics, "userns_events_total", &[("kind", "exec")]);

@@ -13,6 +13,7 @@ use serde_json::Value;
 use xtask::lab::{
     Agent, Capabilities, Container, ContainerSpec, IdRange, Line, Mount, PodSpec, ProcessSpec, RuntimeName,
 };
+use xtask::quality::Sample;
 
 use crate::{Node, rounds, slowdown, told};
 
@@ -101,6 +102,19 @@ fn shows_when(rule: &str) -> &'static str {
     if rule == "I10" { "allowed" } else { "denied" }
 }
 
+/// Tells of each technique that left what its rule looks for whether it was seen.
+fn tell(report: &Value, runtime: RuntimeName) {
+    for row in report["techniques"].as_array().into_iter().flatten() {
+        let rule = word(row, "/detection/rule");
+        let seen = word(row, "/agent");
+        let sure = row["detection"]["reservation"].is_null() || seen == "seen";
+        if rule != "?" && sure && word(row, "/outcome/kind") == shows_when(rule) {
+            let (name, rule, runtime) = (word(row, "/name").into(), rule.into(), runtime.to_string());
+            Sample::Technique { name, rule, runtime, seen: seen == "seen" }.tell();
+        }
+    }
+}
+
 /// Holds that nothing got out, and that the agent told of all that the table promises.
 fn held(report: &Value, code: Option<i32>, promised: &[&str]) -> Result<()> {
     let rows = rows(report)?;
@@ -145,6 +159,7 @@ fn in_pods(runtime: RuntimeName, first: u16, test: &str) -> Result<()> {
     let (code, report) = simulate(&uid, &container, Capabilities::RuntimeDefault, None)?;
     let denied = ["proc-namespaces", "mount-namespace", "idmapped-mount", "file-handle", "kernel-log"];
     println!("{runtime}, a pod: {:?}", rows(&report)?);
+    tell(&report, runtime);
     held(&report, code, &denied)?;
 
     let range = IdRange::nth(first + 1);
@@ -162,9 +177,11 @@ fn in_pods(runtime: RuntimeName, first: u16, test: &str) -> Result<()> {
     let denied =
         ["ptrace-seize", "process-root", "process-vm-read", "pidfd-getfd", "mount-disk", "device-node"];
     println!("{runtime}, every capability: {:?}", rows(&report)?);
+    tell(&report, runtime);
     held(&report, code, &denied)?;
 
     watched.agent.settle(Duration::from_secs(1))?;
+    Sample::tell_delays(&watched.agent);
     let low = |line: &Line| {
         let severity = line.text("/finding/rule/severity");
         severity == Some(if line.text("/finding/rule/id") == Some("I10") { "info" } else { "low" })
@@ -217,6 +234,7 @@ fn each_escape_that_is_to_be_seen_is_seen_by_itself() -> Result<()> {
             without_signs.push(name);
         }
     }
+    Sample::tell_delays(&watched.agent);
     println!("seen alone: {seen:?}; without a sign on this kernel: {without_signs:?}");
     ensure!(seen.len() >= 10, "only {seen:?}");
     Ok(())
