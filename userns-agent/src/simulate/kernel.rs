@@ -73,7 +73,11 @@ pub(super) const TECHNIQUES: &[Technique] = &[
         stopped: Stopped::Yes,
         with_userns: "EACCES: it takes CAP_PERFMON over the host, unless the sysctl kernel.perf_event_paranoid is below 1",
         without_userns: "allowed with CAP_PERFMON or CAP_SYS_ADMIN, as privileged pods have",
-        detection: Detection::By(RuleId::I11, &[Sign::Capability("CAP_PERFMON")]),
+        // Debian's kernels ask for the one, the others for the other
+        detection: Detection::By(
+            RuleId::I11,
+            &[Sign::Capability("CAP_PERFMON"), Sign::During("CAP_SYS_ADMIN", "perf_event_open")],
+        ),
         harmless: true,
         run: perf_event,
     },

@@ -24,9 +24,9 @@ pub use page::Cell;
 pub use sample::{Sample, since};
 
 /// What is run on the running kernel.
-const NATIVE: [&str; 2] = ["simulate::", "noise::ordinary"];
+const NATIVE: [&str; 2] = ["simulate::each_escape", "noise::ordinary"];
 /// What is run with each mechanism on each kernel: the first test says whether the kernel offers it.
-const IN_GUESTS: &str = "node:core:: node:simulate::escapes guest:tamper::";
+const IN_GUESTS: &str = "node:core:: node:simulate::each_escape guest:tamper::";
 
 /// What is measured.
 #[derive(Debug, Clone, Args)]

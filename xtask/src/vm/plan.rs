@@ -27,8 +27,12 @@ pub(super) const BINARIES: [&str; 2] = ["node", "guest"];
 /// offers the mechanism at all.
 const CORE: [&str; 2] = ["node:core::", "guest:tamper::"];
 /// What else depends on the kernel, and not on how hooks are attached.
-const ONCE: [&str; 3] =
-    ["node:day::an_agent_that_starts_late", "node:cli::without_btf", "node:cli::version_and_ps"];
+const ONCE: [&str; 4] = [
+    "node:day::an_agent_that_starts_late",
+    "node:cli::without_btf",
+    "node:cli::version_and_ps",
+    "node:simulate::each_escape",
+];
 
 /// Pods run by containerd.
 pub(super) const CONTAINERD: &str = "node:containerd::";
