@@ -3,6 +3,7 @@
 use std::{
     fs::{self, File},
     io,
+    os::{fd::AsRawFd as _, unix::process::CommandExt as _},
     path::{Path, PathBuf},
     process::{Command, Output, Stdio},
     sync::{Arc, Mutex, PoisonError},
@@ -142,7 +143,19 @@ impl Container {
     pub fn exec_process(&self, process: &ProcessSpec) -> Result<Output> {
         let process_file = self.write_process(process)?;
         let mut command = self.runtime();
-        command.arg("exec").arg("--process").arg(&process_file).arg(&self.id).stdin(Stdio::null());
+        command.arg("exec").arg("--process").arg(&process_file).stdin(Stdio::null());
+        if let Some(path) = &process.leaked {
+            let file = File::open(path).with_context(|| format!("cannot open {}", path.display()))?;
+            command.arg("--preserve-fds=1");
+            // SAFETY: dup2 is async-signal-safe, and the descriptor is open in the child.
+            unsafe {
+                command.pre_exec(move || match libc::dup2(file.as_raw_fd(), ProcessSpec::LEAKED) {
+                    -1 => Err(io::Error::last_os_error()),
+                    _ => Ok(()),
+                });
+            }
+        }
+        command.arg(&self.id);
         let output = command.output().with_context(|| format!("cannot start {}", self.spec.runtime));
         fs::remove_file(&process_file)
             .with_context(|| format!("cannot remove {}", process_file.display()))?;
@@ -268,8 +281,12 @@ impl Container {
 
     fn write_config(&self, rootfs: &Path, cgroups_path: &str) -> Result<()> {
         let spec = &self.spec;
-        let process =
-            ProcessSpec { args: spec.args.clone(), capabilities: spec.capabilities.clone(), user: spec.user };
+        let process = ProcessSpec {
+            args: spec.args.clone(),
+            capabilities: spec.capabilities.clone(),
+            user: spec.user,
+            leaked: None,
+        };
         let devices = spec.devices.iter().map(|path| Device::find(path)).collect::<Result<Vec<_>>>()?;
         let config = BundleConfig {
             process: &process,

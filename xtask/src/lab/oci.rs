@@ -176,9 +176,14 @@ pub struct ProcessSpec {
     pub capabilities: Capabilities,
     /// User and group ID as the container sees them.
     pub user: u32,
+    /// A file or directory of the host's that is left open to it as [`ProcessSpec::LEAKED`].
+    pub leaked: Option<PathBuf>,
 }
 
 impl ProcessSpec {
+    /// The number of what is left open.
+    pub const LEAKED: i32 = 3;
+
     /// `args` as root of the container, with the runtime's default capabilities.
     #[must_use]
     pub fn new(args: &[&str]) -> Self {

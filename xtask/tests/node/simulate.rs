@@ -63,20 +63,23 @@ fn simulate(
     capabilities: Capabilities,
     target: Option<u32>,
 ) -> Result<(Option<i32>, Value)> {
-    rehearse("--all", uid, container, capabilities, target)
+    rehearse("--all", uid, container, capabilities, target, None)
 }
 
-/// [`simulate`] with one technique, or `--all`.
+/// [`simulate`] with one technique, or `--all`, and this of the host's left open.
 fn rehearse(
     what: &str,
     uid: &str,
     container: &Container,
     capabilities: Capabilities,
     target: Option<u32>,
+    leaked: Option<&Path>,
 ) -> Result<(Option<i32>, Value)> {
     let (uid, wait) = (format!("POD_UID={uid}"), (PATIENCE * slowdown()).min(60).to_string());
     let file = format!("{FINDINGS}/agent.jsonl");
     let mut process = ProcessSpec::new(&["env", &uid, PROGRAM, "simulate", "run", what, "--output", "json"]);
+    process.args.extend(leaked.map(|_| format!("--leaked-fd={}", ProcessSpec::LEAKED)));
+    process.leaked = leaked.map(Path::to_owned);
     process.args.extend(["--findings", &file, "--wait", &wait].map(str::to_owned));
     process.args.extend(target.map(|pid| format!("--target-pid={pid}")));
     process.capabilities = capabilities;
@@ -205,6 +208,15 @@ fn each_alone(runtime: RuntimeName, first: u16, test: &str) -> Result<()> {
     let list = Command::new(&watched.node.bin).args(["simulate", "list", "--output", "json"]).output()?;
     let list: Value = serde_json::from_slice(&list.stdout).context("no list of techniques")?;
     let target = watched.node.lab.host_process()?;
+    let shadow = watched.lines.join("etc/shadow");
+    fs::create_dir_all(watched.lines.join("etc"))?;
+    fs::write(&shadow, "")?;
+    fs::set_permissions(&shadow, fs::Permissions::from_mode(0o600))?;
+    let leaked = |name| match name {
+        "leaked-directory" => Some(watched.lines.as_path()),
+        "leaked-namespace" => Some(Path::new("/proc/self/ns/mnt")),
+        _ => None,
+    };
     let (mut seen, mut without_signs) = (Vec::new(), Vec::new());
     let techniques = list["techniques"].as_array().context("the list has no techniques")?;
     for (range, technique) in (first..).zip(techniques) {
@@ -223,7 +235,7 @@ fn each_alone(runtime: RuntimeName, first: u16, test: &str) -> Result<()> {
             ..ContainerSpec::default()
         };
         let (uid, container) = watched.container(spec, Some(range))?;
-        let (_, report) = rehearse(name, &uid, &container, capabilities, Some(target.pid()))?;
+        let (_, report) = rehearse(name, &uid, &container, capabilities, Some(target.pid()), leaked(name))?;
         tell(&report, runtime);
         let [(_, kind, agent)] = rows(&report)?[..] else { bail!("not one technique: {report:#}") };
         if kind == shows_when(word(technique, "/detection/rule")) {
