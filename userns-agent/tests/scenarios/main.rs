@@ -12,6 +12,7 @@ mod lifecycle;
 mod nested;
 mod pods;
 mod policy;
+mod removal;
 mod restart;
 mod world;
 

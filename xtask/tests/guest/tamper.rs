@@ -3,9 +3,9 @@
 //! One test for all of it, because under emulation the agent's start takes longer than the rest: what it says names
 //! the cases that failed.
 
-use std::time::Duration;
+use std::{fs, time::Duration};
 
-use anyhow::{Result, bail, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use xtask::lab::Line;
 use xtask::quality::Sample;
 
@@ -86,7 +86,7 @@ fn found(stage: &Stage, cast: &Cast, part: Part, rule: &str) -> Result<Actor> {
     let about =
         |line: &Line| line.text("/finding/rule/id") == Some(rule) && pid(line) == Some(actor.pid.into());
     let start = actor.act()?;
-    let line = stage.agent.wait_for(about, LIMIT * slowdown())?;
+    let line = stage.agent.wait_for(about, LIMIT * slowdown()).with_context(|| missed(stage, &actor))?;
     let hook = line.text("/hook").unwrap_or("?");
     println!("{part}: {rule} at {hook} after {:.1?}", line.at - start);
     for (pointer, expected) in [
@@ -102,6 +102,17 @@ fn found(stage: &Stage, cast: &Cast, part: Part, rule: &str) -> Result<Actor> {
     let at_once = part.word == "commit" && hook == "commit_creds";
     ensure!(part.next != "idle" || at_once || hook == "task_iter", "found at {hook}, though it did nothing");
     Ok(actor)
+}
+
+/// What became of an actor of whom nothing was told, and what the agent lost.
+fn missed(stage: &Stage, actor: &Actor) -> String {
+    let proc = |file: &str| format!("/proc/{}/{file}", actor.pid);
+    let userns = fs::read_link(proc("ns/user")).map_or_else(|e| e.to_string(), |ns| ns.display().to_string());
+    let status = fs::read_to_string(proc("status")).unwrap_or_else(|error| error.to_string());
+    let metrics = stage.agent.http_get("/metrics").map(|answer| answer.body).unwrap_or_default();
+    let kernel = metrics.lines().filter(|line| line.starts_with("userns_kernel") || line.contains("missed"));
+    let kernel: Vec<_> = kernel.filter(|line| !line.ends_with(" 0")).collect();
+    format!("actor {} in {userns}, {status}\n{}", actor.pid, kernel.join("\n"))
 }
 
 /// Holds that there is one finding for each rule and process `expected`, and nothing else: neither of another rule,
