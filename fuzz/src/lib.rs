@@ -3,16 +3,20 @@
 //! (userns-agent/tests/mutations.rs).
 
 use std::path::Path;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use userns_agent::cgroup;
 use userns_agent::config;
 use userns_agent::core::finding::Severity;
-use userns_agent::core::rules::RuleId;
-use userns_agent::event::{Text, role};
+use userns_agent::core::rules::{RuleId, rule};
+use userns_agent::core::{Limits, Output};
+use userns_agent::decode::decode;
+use userns_agent::event::{Input, Reference, Text, role};
 use userns_agent::host::{kubelet, pods_file, proc};
 use userns_agent::policy;
+use userns_agent::recording::{Ended, Entry, Header, Reader, Writer};
 use userns_agent::sink::WallClock;
+use userns_agent::sink::json::Renderer;
 
 /// A cgroup path: no pod is named that the path does not name.
 pub fn cgroup_path(data: &[u8]) {
@@ -116,4 +120,69 @@ pub fn config(data: &[u8]) {
         },
         Err(error) => assert!(error.to_string().contains("agent.yaml")),
     }
+}
+
+fn header() -> Header {
+    Header {
+        agent: "0".into(),
+        kernel: "6".into(),
+        node: "n".into(),
+        boot: 0,
+        limits: Limits {
+            grace: Duration::from_secs(2),
+            enrich_wait: Duration::ZERO,
+            containers: 16,
+            processes: 16,
+        },
+        unobservable: Vec::new(),
+        reference: Reference::default(),
+    }
+}
+
+/// Reads all there is; what was read is read again when it is written.
+fn replayed(bytes: &[u8]) {
+    let Ok(mut reader) = Reader::new(bytes) else { return };
+    let mut writer = Writer::new(Vec::new(), u64::MAX, reader.header()).expect("memory");
+    let mut inputs = Vec::new();
+    while let Ok(Some(entry)) = reader.next() {
+        if let Entry::Input(input) = entry {
+            writer.input(&input).expect("memory");
+            inputs.push(input);
+        }
+    }
+    let written = writer.end(Ended::Stopped).expect("memory");
+    let (mut again, mut engine, mut out) =
+        (Reader::new(&written[..]).expect("just written"), header().engine(), Vec::new());
+    for input in inputs {
+        assert_eq!(again.next().expect("just written"), Some(Entry::Input(input.clone())));
+        engine.handle(input, &mut out);
+    }
+    engine.flush(&mut out);
+    render(&out);
+}
+
+fn render(out: &[Output]) {
+    let renderer = Renderer::new("n".to_owned());
+    for output in out {
+        if let Output::Finding(finding) = output {
+            let line = renderer.finding(finding, rule(finding.rule), WallClock { boot: 0 }).expect("JSON");
+            assert_eq!(line.iter().filter(|byte| **byte == b'\n').count(), 1);
+        }
+    }
+}
+
+/// A recording: as a file, and as what is in the frame of one, behind checksums that are right.
+pub fn recording(data: &[u8]) {
+    replayed(data);
+    let mut writer = Writer::new(Vec::new(), u64::MAX, &header()).expect("memory");
+    writer.put(data).expect("memory");
+    replayed(&writer.end(Ended::Stopped).expect("memory"));
+}
+
+/// Bytes of a ring: what is decoded can be recorded, judged and told.
+pub fn record(data: &[u8]) {
+    let Ok(event) = decode(data) else { return };
+    let mut writer = Writer::new(Vec::new(), u64::MAX, &header()).expect("memory");
+    writer.input(&Input::Event(event)).expect("memory");
+    replayed(&writer.end(Ended::Stopped).expect("memory"));
 }

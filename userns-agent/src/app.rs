@@ -27,6 +27,7 @@ use crate::host::cgroupfs::CgroupFsError;
 use crate::kernel::features::FeatureError;
 use crate::kernel::load::{LoadError, Loaded, Sweep};
 use crate::kernel::ring::Ring;
+use crate::recording::{self, Recorder};
 use crate::sink::local::Query;
 use io::Outputs;
 use proc_sweep::{Found, ProcSweep};
@@ -74,6 +75,9 @@ pub enum RunError {
     /// The rules file is of no use.
     #[error(transparent)]
     Rules(#[from] crate::policy::RulesError),
+    /// The recording cannot be made.
+    #[error(transparent)]
+    Record(#[from] recording::RecordError),
     /// An output cannot be opened.
     #[error(transparent)]
     Output(#[from] io::OutputError),
@@ -98,6 +102,7 @@ impl From<&RunError> for ExitCode {
             | RunError::NoProbe(_)
             | RunError::Cgroups(_) => Self::Unavailable,
             RunError::Rules(error) => error.into(),
+            RunError::Record(_) => Self::CannotCreate,
             RunError::Output(error) => error.exit_code(),
             RunError::Os { .. } => Self::OsError,
         }
@@ -111,6 +116,7 @@ fn os(what: &'static str) -> impl FnOnce(std::io::Error) -> RunError {
 /// Everything that lives as long as the agent runs.
 struct App {
     engine: Engine,
+    recorder: Option<Recorder>,
     loaded: Loaded,
     evidence: Ring,
     bulk: Ring,
@@ -180,6 +186,15 @@ impl Signals {
     }
 }
 
+/// What is recorded of a run.
+#[derive(Clone, Debug)]
+pub struct Recording {
+    /// Where.
+    pub options: recording::Options,
+    /// When the run ends, if not by a signal.
+    pub duration: Option<Duration>,
+}
+
 fn every(period: Duration) -> Interval {
     let mut interval = interval(period);
     interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -191,12 +206,23 @@ fn every(period: Duration) -> Interval {
 /// # Errors
 ///
 /// [`RunError`] if the agent cannot start. Once it runs it keeps running: what fails later is counted and shown.
-pub async fn run(config: Config) -> Result<(), RunError> {
+pub async fn run(config: Config, recording: Option<Recording>) -> Result<(), RunError> {
     let mut signals = Signals::new()?;
-    let mut app = setup::start(&config).await?;
-    app.run(&config, &mut signals).await;
+    let mut app = setup::start(&config, recording.as_ref().map(|it| &it.options)).await?;
+    match recording.and_then(|it| it.duration) {
+        Some(duration) => drop(tokio::time::timeout(duration, app.run(&config, &mut signals)).await),
+        None => app.run(&config, &mut signals).await,
+    }
     app.stop().await;
     Ok(())
+}
+
+/// The one way to the core, so that a recording has all that it took in.
+fn take(engine: &mut Engine, recorder: &mut Option<Recorder>, input: Input, decided: &mut Vec<Output>) {
+    if let Some(recorder) = recorder {
+        recorder.take(&input, engine.now());
+    }
+    engine.handle(input, decided);
 }
 
 impl App {
@@ -240,13 +266,13 @@ impl App {
 
     /// Takes one batch from a ring; returns whether there may be more.
     fn drain(&mut self, evidence: bool) -> bool {
-        let Self { engine, evidence: first, bulk: second, outputs, sources, decided, .. } = self;
+        let Self { engine, recorder, evidence: first, bulk: second, outputs, sources, decided, .. } = self;
         let ring = if evidence { first } else { second };
         let more = ring.drain(BATCH, |bytes| match decode(bytes) {
             Ok(event) => {
                 outputs.saw(&event);
                 sources.saw(&event);
-                engine.handle(Input::Event(event), decided);
+                take(engine, recorder, Input::Event(event), decided);
             }
             Err(error) => outputs.undecodable(error),
         });
@@ -254,16 +280,20 @@ impl App {
         more
     }
 
+    fn take(&mut self, input: Input) {
+        take(&mut self.engine, &mut self.recorder, input, &mut self.decided);
+    }
+
     fn learn(&mut self, facts: Vec<Fact>) {
         let now = self.clock.now();
         for fact in facts {
-            self.engine.handle(Input::Fact(now, fact), &mut self.decided);
+            self.take(Input::Fact(now, fact));
         }
         self.act();
     }
 
     fn tick(&mut self) {
-        self.engine.handle(Input::Tick(self.clock.now()), &mut self.decided);
+        self.take(Input::Tick(self.clock.now()));
         self.act();
         self.outputs.alive();
     }
@@ -327,7 +357,7 @@ impl App {
             self.by_proc = Some(by_proc);
             self.outputs.swept_proc(&found);
             for event in found.events {
-                self.engine.handle(Input::Event(event), &mut self.decided);
+                self.take(Input::Event(event));
             }
             self.act();
         }
@@ -354,6 +384,9 @@ impl App {
         self.tick();
         self.engine.flush(&mut self.decided);
         self.act();
+        if let Some(recorder) = self.recorder.take() {
+            tokio::task::block_in_place(|| recorder.finish());
+        }
         self.outputs.stop().await;
     }
 }

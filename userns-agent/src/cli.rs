@@ -14,6 +14,7 @@ use clap::{Arg, ArgMatches, Args, FromArgMatches, Parser, Subcommand, ValueEnum}
 
 use crate::config::keys::{KEYS, Key, env_name, flag_name};
 use crate::config::{self, ConfigError, Loaded, Origin, Override};
+use crate::recording;
 use crate::simulate::{self, Source, Wanted};
 
 /// Checks at run time that Kubernetes user namespaces (`hostUsers: false`) hold.
@@ -63,6 +64,16 @@ pub enum Command {
     /// agent by its local socket, or read from the JSON that an agent wrote.
     #[command(after_long_help = EXPLAIN_HELP, after_help = EXPLAIN_HELP)]
     Explain(ExplainArgs),
+    /// Watch this node as `run` does, and write all that the rules go by to a file.
+    ///
+    /// `replay` runs the rules over it again, those of another version or with another rules file as well. The file holds
+    /// command lines and pods' names, and only its owner may read it. What cannot be written fast enough is left out,
+    /// counted, and marked in the file; the watch goes on.
+    #[command(after_long_help = RECORD_HELP, after_help = RECORD_HELP)]
+    Record(RecordArgs),
+    /// Run this version's rules over a recording, and print what is found.
+    #[command(after_long_help = REPLAY_HELP, after_help = REPLAY_HELP)]
+    Replay(ReplayArgs),
     /// Rehearse, inside a pod and without harm, what an intruder tries to reach the host.
     ///
     /// Says whether the user namespace stopped it, and whether the agent saw it. Refuses on the host.
@@ -156,6 +167,29 @@ Examples:
   userns-agent explain 9f86d081                      an open finding, by the beginning of its id
   tail -n 1 findings.jsonl | userns-agent explain --file -
   userns-agent explain 9f86d081 --file findings.jsonl";
+
+const RECORD_HELP: &str = "\
+Exit codes are those of `run`; 73 also if the recording cannot be made, or is there already.
+
+Examples:
+  userns-agent record node-7.rec --duration 10m
+  userns-agent record node-7.rec --max-size 512 --rules-file rules.yaml";
+
+const REPLAY_HELP: &str = "\
+The same recording and the same version give the same lines, byte for byte.
+
+Exit codes:
+   0  replayed
+  64  a flag or a rules file is wrong
+  65  the recording is cut, damaged, of another version, or none; what came before was replayed
+  66  the recording or a rules file cannot be read
+  74  writing to standard output failed
+
+Examples:
+  userns-agent replay node-7.rec
+  userns-agent replay node-7.rec --output json | jq .finding.why
+  userns-agent replay node-7.rec --rules new.yaml
+  userns-agent replay node-7.rec --diff old.yaml new.yaml";
 
 const SIMULATE_HELP: &str = "\
 Verdicts:
@@ -253,6 +287,54 @@ pub enum PsOutput {
     Wide,
     /// An array of objects.
     Json,
+}
+
+/// Arguments of `record`.
+#[derive(Debug, Args)]
+pub struct RecordArgs {
+    /// The recording; it must not be there yet.
+    #[arg(value_name = "FILE")]
+    pub file: PathBuf,
+    /// End after this time, such as 90s or 10m.
+    #[arg(long, value_name = "DURATION", value_parser = duration)]
+    pub duration: Option<Duration>,
+    /// End the recording, and not the watch, at this size.
+    #[arg(long, value_name = "MEBIBYTES", default_value_t = 1024, value_parser = clap::value_parser!(u64).range(1..=1 << 20))]
+    pub max_size: u64,
+    /// Settings.
+    #[command(flatten)]
+    pub settings: Settings<AllKeys>,
+}
+
+fn duration(text: &str) -> Result<Duration, String> {
+    let duration = humantime::parse_duration(text).map_err(|error| format!("{error}: such as 90s or 10m"))?;
+    if duration.is_zero() { Err("longer than nothing: such as 90s or 10m".to_owned()) } else { Ok(duration) }
+}
+
+/// Arguments of `replay`.
+#[derive(Debug, Args)]
+pub struct ReplayArgs {
+    /// The recording (`-`: standard input).
+    #[arg(value_name = "RECORDING")]
+    pub recording: PathBuf,
+    /// Form of the output.
+    #[arg(long, value_enum, default_value_t = InspectOutput::Text)]
+    pub output: InspectOutput,
+    /// Go by this rules file instead of what was recorded of one. Exceptions for programs match nothing, as there are no
+    /// files to know them by.
+    #[arg(long, value_name = "FILE", conflicts_with = "diff")]
+    pub rules: Option<PathBuf>,
+    /// Replay with each of two rules files, and print the findings that differ.
+    #[arg(long, value_names = ["OLD", "NEW"], num_args = 2, conflicts_with = "output")]
+    pub diff: Vec<PathBuf>,
+}
+
+impl From<ReplayArgs> for recording::Arguments {
+    fn from(arguments: ReplayArgs) -> Self {
+        let ReplayArgs { recording, output, rules, diff } = arguments;
+        let rules = rules.into_iter().chain(diff).collect();
+        Self { recording, rules, json: output == InspectOutput::Json }
+    }
 }
 
 /// What `simulate` does.
@@ -469,6 +551,8 @@ pub enum ExitCode {
     BrokenPromise = 1,
     /// `EX_USAGE`: a flag, environment variable or configuration value is wrong.
     Usage = 64,
+    /// `EX_DATAERR`: a recording is cut, damaged or of another version.
+    Data = 65,
     /// `EX_NOINPUT`: a file that was named cannot be read.
     NoInput = 66,
     /// `EX_UNAVAILABLE`: the kernel lacks something, or this build holds no eBPF programs.

@@ -29,4 +29,5 @@ pub mod docs;
 pub mod explain;
 pub mod policy;
 pub mod ps;
+pub mod recording;
 pub mod simulate;

@@ -1,13 +1,15 @@
 //! The binary: reads the command line, runs the library, turns errors into exit codes.
 
-use std::io::{IsTerminal as _, Write as _};
+use std::io::{BufWriter, IsTerminal as _, Write as _};
 use std::process::ExitCode as Status;
 use std::time::Duration;
 
 use tracing_subscriber::EnvFilter;
-use userns_agent::cli::{self, Command, ExitCode, ExplainArgs, InspectArgs, PsArgs, SimulateCommand};
+use userns_agent::cli::{
+    self, Command, ExitCode, ExplainArgs, InspectArgs, PsArgs, RecordArgs, SimulateCommand,
+};
 use userns_agent::config::{Config, Loaded};
-use userns_agent::{app, docs, explain, kernel, policy, ps, simulate};
+use userns_agent::{app, docs, explain, kernel, policy, ps, recording, simulate};
 
 fn main() -> Status {
     let cli = match cli::parse(std::env::args_os()) {
@@ -20,9 +22,24 @@ fn main() -> Status {
     };
     match cli.command {
         Command::Run(settings) => match settings.load() {
-            Ok(loaded) => run(loaded.config).into(),
+            Ok(loaded) => run(loaded.config, None).into(),
             Err(error) => fail(&error, ExitCode::from(&error)),
         },
+        Command::Record(arguments) => {
+            let RecordArgs { file, duration, max_size, settings } = arguments;
+            let options = recording::Options { path: file, max_bytes: max_size << 20 };
+            match settings.load() {
+                Ok(loaded) => run(loaded.config, Some(app::Recording { options, duration })).into(),
+                Err(error) => fail(&error, ExitCode::from(&error)),
+            }
+        }
+        Command::Replay(arguments) => {
+            let (mut out, mut notes) = (BufWriter::new(std::io::stdout().lock()), std::io::stderr().lock());
+            match recording::replay(&arguments.into(), &mut out, &mut notes) {
+                Ok(()) => ExitCode::Ok.into(),
+                Err(error) => fail(&error, ExitCode::from(&error)),
+            }
+        }
         Command::Ps(arguments) => match arguments.settings.load() {
             Ok(loaded) => list(&loaded.config, &arguments),
             Err(error) => fail(&error, ExitCode::from(&error)),
@@ -69,7 +86,7 @@ fn check(loaded: &Loaded) -> Status {
     }
 }
 
-fn run(config: Config) -> ExitCode {
+fn run(config: Config, recording: Option<app::Recording>) -> ExitCode {
     let filter = EnvFilter::new(config.log_level.name());
     let log =
         tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false);
@@ -77,7 +94,7 @@ fn run(config: Config) -> ExitCode {
     // one thread for the loop, one for what blocks: the agent shares its node
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
     let result = match runtime {
-        Ok(runtime) => runtime.block_on(app::run(config)),
+        Ok(runtime) => runtime.block_on(app::run(config, recording)),
         Err(source) => Err(app::RunError::Os { what: "cannot start the runtime", source }),
     };
     match result {

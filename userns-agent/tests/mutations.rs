@@ -173,6 +173,16 @@ fn rules_file() {
 }
 
 #[test]
+fn recording() {
+    run("recording", MUTATIONS / 4, checks::recording);
+}
+
+#[test]
+fn record() {
+    run("record", MUTATIONS, checks::record);
+}
+
+#[test]
 fn config() {
     run("config", mutations_of_config(), checks::config);
 }

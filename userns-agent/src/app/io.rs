@@ -21,6 +21,7 @@ use crate::host::reference;
 use crate::host::{SourceHealth, SourceState};
 use crate::kernel::programs::Program;
 use crate::kernel::status::{Probe, State};
+use crate::recording::{self, RecordError, Recorder};
 use crate::sink::http::{self, StatusSource};
 use crate::sink::local::Wanted;
 use crate::sink::memory::Memory;
@@ -161,6 +162,15 @@ impl Outputs {
         }
         self.metrics.reference(reference);
         self.status.update(|status| status.reference = (reference.clone(), *pid));
+    }
+
+    /// Begins a recording.
+    pub(super) fn record(
+        &self,
+        options: &recording::Options,
+        header: &recording::Header,
+    ) -> Result<Recorder, RecordError> {
+        Recorder::start(options, header, Arc::clone(&self.metrics))
     }
 
     /// Begins to answer over HTTP.

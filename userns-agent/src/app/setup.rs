@@ -12,7 +12,7 @@ use super::walk::Walker;
 use super::{App, RunError, os};
 use crate::cgroup;
 use crate::config::{ApiServer, Config, Socket};
-use crate::core::{Engine, Limits};
+use crate::core::Limits;
 use crate::event::{Body, Event, Fact, Hook, Nanos, PodSource, role};
 use crate::host::api::{Access, ApiWatcher, NoAccess, Timing};
 use crate::host::cgroupfs::CgroupFs;
@@ -25,6 +25,7 @@ use crate::host::{Patience, SourceHealth, reference};
 use crate::kernel::sizes::{Machine, Sizes};
 use crate::kernel::{features, load, object, plan, ring::Ring, status::Probe, status::State};
 use crate::policy::{self, RulesWatcher, Surroundings};
+use crate::recording;
 use crate::sink::{WallClock, boot_now};
 
 /// Facts on their way from the sources to the loop.
@@ -175,7 +176,7 @@ fn kubelet_api(config: &Config, url: &Uri) -> kubelet_api::Settings {
 }
 
 /// Checks what can be checked, then does the start-up in its order.
-pub(super) async fn start(config: &Config) -> Result<App, RunError> {
+pub(super) async fn start(config: &Config, recording: Option<&recording::Options>) -> Result<App, RunError> {
     if !rustix::process::geteuid().is_root() {
         return Err(RunError::NotRoot);
     }
@@ -209,9 +210,20 @@ pub(super) async fn start(config: &Config) -> Result<App, RunError> {
         .then(|| loaded.lineages().map_err(os("cannot sweep by way of /proc")))
         .transpose()?
         .map(|lineages| ProcSweep::new(proc, cgroups.clone(), lineages, host_mnt, config.entry_grace));
+    let header = recording::Header {
+        agent: env!("CARGO_PKG_VERSION").to_owned(),
+        kernel: rustix::system::uname().release().to_string_lossy().into_owned(),
+        node: node_name(config),
+        boot: Clock.wall().boot,
+        limits: limits(config),
+        unobservable: config.unobservable_runtimes.clone(),
+        reference,
+    };
+    let recorder = recording.map(|options| outputs.record(options, &header)).transpose()?;
     let (sources, known) = Sources::start(config);
     let mut app = App {
-        engine: Engine::new(limits(config)).under(reference).without(config.unobservable_runtimes.clone()),
+        engine: header.engine(),
+        recorder,
         loaded,
         evidence: Ring::new(rings.evidence).map_err(os("cannot watch a ring"))?,
         bulk: Ring::new(rings.bulk).map_err(os("cannot watch a ring"))?,

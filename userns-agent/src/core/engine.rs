@@ -31,7 +31,7 @@ use crate::event::{
 };
 
 /// Bounds and delays.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
     /// How long a runtime may need to enter.
     pub grace: Duration,
@@ -120,6 +120,12 @@ impl Engine {
     #[must_use]
     pub fn without(self, classes: Vec<String>) -> Self {
         Self { unobservable: Unobservable::new(classes), ..self }
+    }
+
+    /// The time of the latest input.
+    #[must_use]
+    pub fn now(&self) -> Nanos {
+        self.now
     }
 
     /// Takes one input and appends what follows from it to `out`.

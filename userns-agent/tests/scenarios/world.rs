@@ -10,6 +10,7 @@ use userns_agent::event::{
     Input, KubeletRecord, Lineage, Nanos, Operation, PodSource, PodSpec, PodUid, ProcessId, Reference,
     Relation, Task, TaskEvent, Text, UserNs, lineage, origin, reason, role, state,
 };
+use userns_agent::recording::{Ended, Entry, Header, Reader, Writer};
 
 /// Names a rule that worlds are to do without.
 pub(crate) const WITHOUT: &str = "USERNS_WITHOUT_RULE";
@@ -36,6 +37,12 @@ pub(crate) const SECOND: u64 = 1_000 * MS;
 /// A node under observation.
 pub(crate) struct World {
     engine: Engine,
+    header: Header,
+    /// Everything the core took in.
+    inputs: Vec<Input>,
+    told: Vec<Finding>,
+    /// Whether the agent has stopped, which ends a recording.
+    flushed: bool,
     now: u64,
     /// Everything said so far.
     pub(crate) findings: Vec<Finding>,
@@ -191,8 +198,25 @@ impl World {
     }
 
     fn of(limits: Limits) -> Self {
+        Self::under(limits, Reference::default(), vec!["kata*".to_owned(), "gvisor".to_owned()])
+    }
+
+    fn under(limits: Limits, reference: Reference, unobservable: Vec<String>) -> Self {
+        let header = Header {
+            agent: "0.1.0".to_owned(),
+            kernel: "6.18.0".to_owned(),
+            node: "node-1".to_owned(),
+            boot: 0,
+            limits,
+            unobservable,
+            reference,
+        };
         let mut world = Self {
-            engine: Engine::new(limits).without(vec!["kata*".to_owned(), "gvisor".to_owned()]),
+            engine: header.engine(),
+            header,
+            inputs: Vec::new(),
+            told: Vec::new(),
+            flushed: false,
             now: SECOND,
             findings: Vec::new(),
             forgotten: Vec::new(),
@@ -207,24 +231,21 @@ impl World {
 
     /// A node whose kubelet runs in user namespace [`NODE_NS`], where root is host id [`NODE_BASE`].
     pub(crate) fn nested() -> Self {
-        let mut world = Self::new();
         let map = vec![Extent { first: 0, lower_first: NODE_BASE, count: 4_000_000 }];
         let reference = Reference { inum: NODE_NS, level: 1, uid_map: map.clone(), gid_map: map };
-        let limits = Limits {
-            grace: Duration::from_secs(2),
-            enrich_wait: Duration::ZERO,
-            containers: 64,
-            processes: 1024,
-        };
-        world.engine = Engine::new(limits).under(reference);
-        world.fact(Fact::RuntimeImages(vec![RUNC]));
-        world
+        let grace = Duration::from_secs(2);
+        let limits = Limits { grace, enrich_wait: Duration::ZERO, containers: 64, processes: 1024 };
+        Self::under(limits, reference, Vec::new())
     }
 
     pub(crate) fn input(&mut self, input: Input) {
         let mut out = Vec::new();
+        self.inputs.push(input.clone());
         self.engine.handle(input, &mut out);
         for output in out {
+            if let Output::Finding(finding) = &output {
+                self.told.push((**finding).clone());
+            }
             match output {
                 Output::Finding(finding) if self.without.as_deref() == Some(rule(finding.rule).id) => {}
                 Output::Finding(finding) => self.findings.push(*finding),
@@ -241,6 +262,7 @@ impl World {
 
     /// The agent stops.
     pub(crate) fn flush(&mut self, out: &mut Vec<Output>) {
+        self.flushed = true;
         self.engine.flush(out);
     }
 
@@ -488,5 +510,29 @@ impl World {
     pub(crate) fn silent(&self) {
         let said: Vec<_> = self.findings.iter().map(|finding| (finding.rule, &finding.why)).collect();
         assert!(said.is_empty(), "{said:#?}");
+    }
+}
+
+/// Whatever was scenario: a recording of it, replayed, tells the same.
+impl Drop for World {
+    fn drop(&mut self) {
+        if std::thread::panicking() || self.flushed {
+            return;
+        }
+        let mut writer = Writer::new(Vec::new(), u64::MAX, &self.header).unwrap();
+        self.inputs.iter().for_each(|input| writer.input(input).unwrap());
+        let recording = writer.end(Ended::Stopped).unwrap();
+        let mut reader = Reader::new(&recording[..]).unwrap();
+        let (mut engine, mut out) = (reader.header().engine(), Vec::new());
+        while let Some(entry) = reader.next().unwrap() {
+            if let Entry::Input(input) = entry {
+                engine.handle(input, &mut out);
+            }
+        }
+        let told = out.iter().filter_map(|output| match output {
+            Output::Finding(finding) => Some(&**finding),
+            Output::Withheld(_) | Output::Attributed(..) | Output::Forget(_) => None,
+        });
+        assert!(told.eq(&self.told), "a replay tells something else");
     }
 }

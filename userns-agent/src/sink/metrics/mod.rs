@@ -188,6 +188,21 @@ impl Metrics {
         self.families.state_errors.with_label_values(&[operation]).inc();
     }
 
+    /// Inputs were written to the recording.
+    pub fn recorded(&self, inputs: u64) {
+        self.families.recorded.inc_by(inputs);
+    }
+
+    /// Inputs are missing in the recording.
+    pub fn recording_dropped(&self, inputs: u64) {
+        self.families.recording_dropped.inc_by(inputs);
+    }
+
+    /// The recording could not be written any further.
+    pub fn recording_error(&self) {
+        self.families.recording_errors.inc();
+    }
+
     /// Pods known that were promised this.
     pub fn pods(&self, promise: Promise, count: usize) {
         let promise = match promise {

@@ -237,6 +237,14 @@ table! {
     state_errors: IntCounterVec =
         counter("userns_state_errors_total", "Failures of the state directory; findings may be told again as new")
             .by(&[STATE_OPERATION]);
+    recorded: IntCounter =
+        counter("userns_recording_inputs_total", "Inputs written to the recording that `record` makes");
+    recording_dropped: IntCounter = counter(
+        "userns_recording_dropped_total",
+        "Inputs missing in that recording, because they came faster than they could be written",
+    );
+    recording_errors: IntCounter =
+        counter("userns_recording_errors_total", "Recordings that ended early because they could not be written");
     pods: IntGaugeVec = gauge("userns_pods", "Pods known, by what they were promised").by(&[PROMISE]);
     containers: IntGauge = gauge("userns_containers", "Live containers known");
     unobservable: IntGauge = gauge(

@@ -1,0 +1,4 @@
+//! Recordings, arbitrarily changed.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| userns_fuzz::recording(data));
