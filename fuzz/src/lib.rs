@@ -142,19 +142,19 @@ fn header() -> Header {
 /// Reads all there is; what was read is read again when it is written.
 fn replayed(bytes: &[u8]) {
     let Ok(mut reader) = Reader::new(bytes) else { return };
-    let mut writer = Writer::new(Vec::new(), u64::MAX, reader.header()).expect("memory");
+    let mut writer = Writer::new(Vec::new(), u64::MAX, reader.header()).unwrap();
     let mut inputs = Vec::new();
     while let Ok(Some(entry)) = reader.next() {
         if let Entry::Input(input) = entry {
-            writer.input(&input).expect("memory");
+            writer.input(&input).unwrap();
             inputs.push(input);
         }
     }
-    let written = writer.end(Ended::Stopped).expect("memory");
+    let written = writer.end(Ended::Stopped).unwrap();
     let (mut again, mut engine, mut out) =
-        (Reader::new(&written[..]).expect("just written"), header().engine(), Vec::new());
+        (Reader::new(&written[..]).unwrap(), header().engine(), Vec::new());
     for input in inputs {
-        assert_eq!(again.next().expect("just written"), Some(Entry::Input(input.clone())));
+        assert_eq!(again.next().unwrap(), Some(Entry::Input(input.clone())));
         engine.handle(input, &mut out);
     }
     engine.flush(&mut out);
@@ -165,7 +165,7 @@ fn render(out: &[Output]) {
     let renderer = Renderer::new("n".to_owned());
     for output in out {
         if let Output::Finding(finding) = output {
-            let line = renderer.finding(finding, rule(finding.rule), WallClock { boot: 0 }).expect("JSON");
+            let line = renderer.finding(finding, rule(finding.rule), WallClock { boot: 0 }).unwrap();
             assert_eq!(line.iter().filter(|byte| **byte == b'\n').count(), 1);
         }
     }
@@ -174,15 +174,15 @@ fn render(out: &[Output]) {
 /// A recording: as a file, and as what is in the frame of one, behind checksums that are right.
 pub fn recording(data: &[u8]) {
     replayed(data);
-    let mut writer = Writer::new(Vec::new(), u64::MAX, &header()).expect("memory");
-    writer.put(data).expect("memory");
-    replayed(&writer.end(Ended::Stopped).expect("memory"));
+    let mut writer = Writer::new(Vec::new(), u64::MAX, &header()).unwrap();
+    writer.put(data).unwrap();
+    replayed(&writer.end(Ended::Stopped).unwrap());
 }
 
 /// Bytes of a ring: what is decoded can be recorded, judged and told.
 pub fn record(data: &[u8]) {
     let Ok(event) = decode(data) else { return };
-    let mut writer = Writer::new(Vec::new(), u64::MAX, &header()).expect("memory");
-    writer.input(&Input::Event(event)).expect("memory");
-    replayed(&writer.end(Ended::Stopped).expect("memory"));
+    let mut writer = Writer::new(Vec::new(), u64::MAX, &header()).unwrap();
+    writer.input(&Input::Event(event)).unwrap();
+    replayed(&writer.end(Ended::Stopped).unwrap());
 }

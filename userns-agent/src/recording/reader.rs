@@ -74,9 +74,9 @@ impl<R: Read> Reader<R> {
     /// [`RecordingError`]
     pub fn new(mut source: R) -> Result<Self, RecordingError> {
         let mut start = [0; 10];
-        source.read_exact(&mut start).map_err(|error| match error.kind() {
-            io::ErrorKind::UnexpectedEof => RecordingError::NoRecording,
-            _ => RecordingError::Io(error),
+        source.read_exact(&mut start).map_err(|error| {
+            let short = error.kind() == io::ErrorKind::UnexpectedEof;
+            if short { RecordingError::NoRecording } else { RecordingError::Io(error) }
         })?;
         let [magic @ .., low, high] = start;
         if magic != MAGIC {
@@ -161,9 +161,7 @@ impl<R: Read> Stream<R> {
     }
 
     fn failed(&self, error: &io::Error) -> RecordingError {
-        match error.kind() {
-            io::ErrorKind::UnexpectedEof => RecordingError::Cut { entries: self.entries },
-            _ => self.damaged(error),
-        }
+        let short = error.kind() == io::ErrorKind::UnexpectedEof;
+        if short { RecordingError::Cut { entries: self.entries } } else { self.damaged(error) }
     }
 }

@@ -140,11 +140,9 @@ impl Recorder {
 
 fn create(path: &Path) -> io::Result<std::fs::File> {
     let made = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path);
-    made.map_err(|error| match error.kind() {
-        io::ErrorKind::AlreadyExists => {
-            io::Error::new(error.kind(), "it is there already; name another file")
-        }
-        _ => error,
+    made.map_err(|error| {
+        let exists = error.kind() == io::ErrorKind::AlreadyExists;
+        if exists { io::Error::new(error.kind(), "it is there already; name another file") } else { error }
     })
 }
 

@@ -266,6 +266,13 @@ impl World {
         self.engine.flush(out);
     }
 
+    /// A recording of everything so far.
+    pub(crate) fn recording(&self) -> Vec<u8> {
+        let mut writer = Writer::new(Vec::new(), u64::MAX, &self.header).unwrap();
+        self.inputs.iter().for_each(|input| writer.input(input).unwrap());
+        writer.end(Ended::Stopped).unwrap()
+    }
+
     pub(crate) fn now(&self) -> Nanos {
         Nanos(self.now)
     }
@@ -519,9 +526,7 @@ impl Drop for World {
         if std::thread::panicking() || self.flushed {
             return;
         }
-        let mut writer = Writer::new(Vec::new(), u64::MAX, &self.header).unwrap();
-        self.inputs.iter().for_each(|input| writer.input(input).unwrap());
-        let recording = writer.end(Ended::Stopped).unwrap();
+        let recording = self.recording();
         let mut reader = Reader::new(&recording[..]).unwrap();
         let (mut engine, mut out) = (reader.header().engine(), Vec::new());
         while let Some(entry) = reader.next().unwrap() {

@@ -93,8 +93,22 @@ impl Agent {
     ///
     /// When it cannot be started or does not become ready; the message has what it wrote.
     pub fn start(bin: &Path, lab: &Lab, extra_args: &[&str]) -> Result<Self> {
+        Self::begin(bin, lab, &["run"], extra_args)
+    }
+
+    /// The same, with `record` and a file.
+    ///
+    /// # Errors
+    ///
+    /// As for [`Agent::start`].
+    pub fn record(bin: &Path, lab: &Lab, recording: &Path, extra_args: &[&str]) -> Result<Self> {
+        let recording = recording.to_str().context("the recording's path is no UTF-8")?;
+        Self::begin(bin, lab, &["record", recording], extra_args)
+    }
+
+    fn begin(bin: &Path, lab: &Lab, what: &[&str], extra_args: &[&str]) -> Result<Self> {
         let mut command = Command::new(bin);
-        command.args(["run", "--output", "json", "--listen", "127.0.0.1:0"]);
+        command.args(what).args(["--output", "json", "--listen", "127.0.0.1:0"]);
         command.arg("--kubelet-root").arg(lab.kubelet_root()).arg("--cgroup-root").arg(lab.cgroup_root());
         // the lab's runtimes are in none of the places where a distribution puts them
         let runtimes =

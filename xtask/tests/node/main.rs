@@ -15,6 +15,7 @@ mod foreign;
 mod leftovers;
 mod noise;
 mod outage;
+mod recording;
 mod restart;
 mod rounds;
 mod setting;

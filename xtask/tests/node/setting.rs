@@ -18,6 +18,7 @@ pub(crate) const DEFAULT: &str = "default";
 pub(crate) struct Node {
     pub(crate) lab: Lab,
     pub(crate) bin: PathBuf,
+    test: String,
     _turn: MutexGuard<'static, ()>,
 }
 
@@ -37,7 +38,14 @@ impl Node {
         let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
         let work = work_dir();
         let lab = Lab::new(provision(&work.join("cache"))?, &work.join("node"))?;
-        Ok(Some(Self { lab, bin, _turn: turn }))
+        Ok(Some(Self { lab, bin, test: test.to_owned(), _turn: turn }))
+    }
+
+    /// Where this agent's run is recorded: a file of its own in `USERNS_RECORD_DIR`, if that is set.
+    fn recording(&self) -> Option<PathBuf> {
+        let dir = PathBuf::from(std::env::var_os("USERNS_RECORD_DIR")?);
+        let file = |number: u32| dir.join(format!("{}-{number}.rec", self.test));
+        (1..).map(file).find(|path| !path.exists())
     }
 
     pub(crate) fn agent(&self, arguments: &[&str]) -> Result<Agent> {
@@ -47,7 +55,11 @@ impl Node {
         let mechanism = mechanism();
         let forced = ["--probe-mechanism", &mechanism];
         let forced: &[&str] = if mechanism == DEFAULT { &[] } else { &forced };
-        Agent::start(&self.bin, &self.lab, &[slow, forced, arguments].concat())
+        let arguments = [slow, forced, arguments].concat();
+        match self.recording() {
+            Some(path) => Agent::record(&self.bin, &self.lab, &path, &arguments),
+            None => Agent::start(&self.bin, &self.lab, &arguments),
+        }
     }
 }
 
