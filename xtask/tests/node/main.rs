@@ -12,6 +12,7 @@ mod cost;
 mod day;
 mod flood;
 mod foreign;
+mod hiding;
 mod leftovers;
 mod noise;
 mod outage;
