@@ -58,7 +58,7 @@ pub(crate) fn nothing_but_seen(agent: &Agent, rounds: u32) -> Result<()> {
     let entries = metric(&metrics, "userns_events_total", &[("kind", "entry")]);
     let late = metric(&metrics, "userns_kernel_loss_total", &[("counter", "lineage_alloc")]);
     println!("{rounds} rounds, {entries} entries seen, {late} lineages made up for");
-    ensure!(late < f64::from(rounds) / 50.0, "{late} lineages could not be allocated");
+    ensure!(late <= f64::from(rounds.div_ceil(50)), "{late} lineages could not be allocated");
     ensure!(entries >= f64::from(rounds), "only {entries} entries were seen");
     Ok(())
 }
