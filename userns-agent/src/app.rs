@@ -384,9 +384,10 @@ impl App {
         self.tick();
         self.engine.flush(&mut self.decided);
         self.act();
+        self.outputs.stop().await;
+        // last, as it waits for the disk for as long as that takes
         if let Some(recorder) = self.recorder.take() {
             tokio::task::block_in_place(|| recorder.finish());
         }
-        self.outputs.stop().await;
     }
 }

@@ -15,8 +15,8 @@ use crate::event::{
     UsernsMode, Volume,
 };
 
-/// Room that a list is given before its entries are read, at most: its length is only what the file says.
-const MOST_AT_ONCE: usize = 1024;
+/// Memory that the lists of one entry may take: a byte of the file can be a whole text or pod in memory.
+const MAX_MEMORY: usize = 256 << 20;
 
 /// What is wrong with bytes that should be a value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -33,16 +33,23 @@ pub(super) enum Malformed {
     /// A text is no UTF-8, or no UID.
     #[error("a text is malformed")]
     Text,
+    /// It would take more memory than any entry of an agent does.
+    #[error("it would take more memory than is given to an entry")]
+    Memory,
     /// There is more than the value.
     #[error("something follows the value")]
     Trailing,
 }
 
-/// Bytes still to be read.
+/// Bytes still to be read, and memory still to be given to what is read.
 #[derive(Debug)]
-pub(super) struct Bytes<'a>(pub(super) &'a [u8]);
+pub(super) struct Bytes<'a>(pub(super) &'a [u8], usize);
 
 impl<'a> Bytes<'a> {
+    pub(super) fn new(bytes: &'a [u8]) -> Self {
+        Self(bytes, MAX_MEMORY)
+    }
+
     fn take(&mut self, count: usize) -> Result<&'a [u8], Malformed> {
         let (taken, rest) = self.0.split_at_checked(count).ok_or(Malformed::Short)?;
         self.0 = rest;
@@ -70,6 +77,14 @@ impl<'a> Bytes<'a> {
     fn length(&mut self) -> Result<usize, Malformed> {
         let length = usize::try_from(self.number()?).map_err(|_| Malformed::Range)?;
         if length > self.0.len() { Err(Malformed::Short) } else { Ok(length) }
+    }
+
+    /// The length of a list of these, for which there is memory.
+    fn list<T>(&mut self) -> Result<usize, Malformed> {
+        let length = self.length()?;
+        let left = length.checked_mul(size_of::<T>()).and_then(|taken| self.1.checked_sub(taken));
+        self.1 = left.ok_or(Malformed::Memory)?;
+        Ok(length)
     }
 }
 
@@ -233,8 +248,8 @@ impl<T: Code> Code for Vec<T> {
     }
 
     fn read(bytes: &mut Bytes<'_>) -> Result<Self, Malformed> {
-        let length = bytes.length()?;
-        let mut list = Self::with_capacity(length.min(MOST_AT_ONCE));
+        let length = bytes.list::<T>()?;
+        let mut list = Self::with_capacity(length);
         for _ in 0..length {
             list.push(T::read(bytes)?);
         }
@@ -252,7 +267,7 @@ impl<K: Code + Ord, V: Code> Code for BTreeMap<K, V> {
     }
 
     fn read(bytes: &mut Bytes<'_>) -> Result<Self, Malformed> {
-        (0..bytes.length()?).map(|_| Ok((K::read(bytes)?, V::read(bytes)?))).collect()
+        (0..bytes.list::<(K, V)>()?).map(|_| Ok((K::read(bytes)?, V::read(bytes)?))).collect()
     }
 }
 

@@ -135,7 +135,7 @@ impl Code for Entry {
 
 /// Reads a value that takes all of the bytes.
 fn whole<T>(bytes: &[u8], read: impl FnOnce(&mut Bytes<'_>) -> Result<T, Malformed>) -> Result<T, Malformed> {
-    let mut bytes = Bytes(bytes);
+    let mut bytes = Bytes::new(bytes);
     let value = read(&mut bytes)?;
     if bytes.0.is_empty() { Ok(value) } else { Err(Malformed::Trailing) }
 }

@@ -8,9 +8,9 @@ use std::time::Instant;
 
 use super::{Entry, Reader, RecordingError};
 use crate::cli::ExitCode;
-use crate::core::Output;
 use crate::core::finding::{Finding, Status};
 use crate::core::rules::rule;
+use crate::core::{Engine, Output};
 use crate::event::{Fact, Input, Policy};
 use crate::policy::{self, RulesError};
 use crate::sink::json::Renderer;
@@ -70,24 +70,68 @@ struct Tally {
     lines: u64,
 }
 
-/// Feeds a recording to a core, and hands on what that tells. What was read before an error counts.
-fn feed<R: Read>(
-    reader: &mut Reader<R>,
-    rules: Option<&Policy>,
-    tally: &mut Tally,
-    mut tell: impl FnMut(&Finding) -> io::Result<()>,
-) -> Result<(), ReplayError> {
-    let mut engine = reader.header().engine();
-    if let Some(rules) = rules {
-        engine = engine.with_policy(rules.clone());
+impl Tally {
+    fn note(self, started: Instant, notes: &mut dyn Write) -> io::Result<()> {
+        let seconds = started.elapsed().as_secs_f64();
+        let Self { inputs, events, gaps, missing, lines } = self;
+        writeln!(
+            notes,
+            "{inputs} inputs ({events} events) in {seconds:.2} s, {:.0} a second; {lines} lines about findings",
+            inputs as f64 / seconds.max(1e-9)
+        )?;
+        if gaps > 0 {
+            writeln!(
+                notes,
+                "{missing} inputs are missing in {gaps} places: they came faster than they could be written"
+            )?;
+        }
+        Ok(())
     }
-    let mut decided = Vec::new();
-    let mut act = |decided: &mut Vec<Output>, tally: &mut Tally| -> io::Result<()> {
-        for output in decided.drain(..) {
+}
+
+/// A core that goes by what was recorded of a rules file, or by another one.
+struct Judge {
+    engine: Engine,
+    keeps_rules: bool,
+    decided: Vec<Output>,
+}
+
+impl Judge {
+    fn new<R: Read>(reader: &Reader<R>, rules: Option<Policy>) -> Self {
+        let (engine, keeps_rules) = (reader.header().engine(), rules.is_some());
+        let engine = if let Some(rules) = rules { engine.with_policy(rules) } else { engine };
+        Self { engine, keeps_rules, decided: Vec::new() }
+    }
+
+    fn take(&mut self, input: Input) {
+        if !self.keeps_rules || !matches!(input, Input::Fact(_, Fact::Policy(_))) {
+            self.engine.handle(input, &mut self.decided);
+        }
+    }
+
+    fn tell(&mut self, tell: &mut impl FnMut(&Finding) -> io::Result<()>) -> io::Result<u64> {
+        let mut lines = 0;
+        for output in self.decided.drain(..) {
             if let Output::Finding(finding) = output {
-                tally.lines += 1;
+                lines += 1;
                 tell(&finding)?;
             }
+        }
+        Ok(lines)
+    }
+}
+
+/// Feeds a recording to one core or several, in one pass, as it may be a pipe. Hands on what each tells, with its number.
+/// What was read before an error counts.
+fn feed<R: Read, const N: usize>(
+    reader: &mut Reader<R>,
+    mut judges: [Judge; N],
+    tally: &mut Tally,
+    mut tell: impl FnMut(usize, &Finding) -> io::Result<()>,
+) -> Result<(), ReplayError> {
+    let mut act = |judges: &mut [Judge; N], tally: &mut Tally| -> io::Result<()> {
+        for (index, judge) in judges.iter_mut().enumerate() {
+            tally.lines += judge.tell(&mut |finding| tell(index, finding))?;
         }
         Ok(())
     };
@@ -96,10 +140,11 @@ fn feed<R: Read>(
             Ok(Some(Entry::Input(input))) => {
                 tally.inputs += 1;
                 tally.events += u64::from(matches!(input, Input::Event(_)));
-                if rules.is_none() || !matches!(input, Input::Fact(_, Fact::Policy(_))) {
-                    engine.handle(input, &mut decided);
-                    act(&mut decided, tally)?;
+                if let [others @ .., last] = &mut judges[..] {
+                    others.iter_mut().for_each(|judge| judge.take(input.clone()));
+                    last.take(input);
                 }
+                act(&mut judges, tally)?;
             }
             Ok(Some(Entry::Gap(missing))) => {
                 tally.gaps += 1;
@@ -109,8 +154,8 @@ fn feed<R: Read>(
             Err(error) => break Err(error),
         }
     };
-    engine.flush(&mut decided);
-    act(&mut decided, tally)?;
+    judges.iter_mut().for_each(|judge| judge.engine.flush(&mut judge.decided));
+    act(&mut judges, tally)?;
     Ok(ended?)
 }
 
@@ -121,7 +166,7 @@ fn feed<R: Read>(
 /// [`ReplayError`]; of a recording that is cut or damaged, what came before is written all the same.
 pub fn replay(arguments: &Arguments, out: &mut dyn Write, notes: &mut dyn Write) -> Result<(), ReplayError> {
     match &arguments.rules[..] {
-        [old, new, ..] => compare(arguments, [old, new], out),
+        [old, new, ..] => compare(arguments, [old, new], out, notes),
         one => print(arguments, one.first(), out, notes),
     }
 }
@@ -149,11 +194,11 @@ fn print(
     notes: &mut dyn Write,
 ) -> Result<(), ReplayError> {
     let mut reader = open(&arguments.recording)?;
-    let rules = policy(rules, &reader)?;
+    let judge = Judge::new(&reader, policy(rules, &reader)?);
     let (clock, renderer) = (reader.header().clock(), Renderer::new(reader.header().node.clone()));
     let style = live::Style { color: false, clock };
     let (started, mut tally) = (Instant::now(), Tally::default());
-    let fed = feed(&mut reader, rules.as_ref(), &mut tally, |finding| {
+    let fed = feed(&mut reader, [judge], &mut tally, |_, finding| {
         let rule = rule(finding.rule);
         if arguments.json {
             out.write_all(&renderer.finding(finding, rule, clock)?)
@@ -162,19 +207,7 @@ fn print(
         }
     });
     out.flush()?;
-    let seconds = started.elapsed().as_secs_f64();
-    let Tally { inputs, events, gaps, missing, lines } = tally;
-    writeln!(
-        notes,
-        "{inputs} inputs ({events} events) in {seconds:.2} s, {:.0} a second; {lines} lines about findings",
-        inputs as f64 / seconds.max(1e-9)
-    )?;
-    if gaps > 0 {
-        writeln!(
-            notes,
-            "{missing} inputs are missing in {gaps} places: they came faster than they could be written"
-        )?;
-    }
+    tally.note(started, notes)?;
     fed
 }
 
@@ -210,24 +243,27 @@ pub(super) fn diff(old: &Findings, new: &Findings) -> BTreeMap<String, Change> {
     removed.chain(rest).collect()
 }
 
-fn compare(arguments: &Arguments, rules: [&PathBuf; 2], out: &mut dyn Write) -> Result<(), ReplayError> {
-    let findings = |rules| -> Result<Findings, ReplayError> {
-        let mut reader = open(&arguments.recording)?;
-        let policy = policy(Some(rules), &reader)?;
-        let (mut findings, mut tally) = (Findings::new(), Tally::default());
-        feed(&mut reader, policy.as_ref(), &mut tally, |finding| {
-            if finding.status != Status::Resolved {
-                let Finding { severity, count, why, .. } = finding;
-                let rule = rule(finding.rule).id;
-                let said = Said { rule, severity: severity.name(), count: *count, why: why.clone() };
-                findings.insert(finding.id.to_string(), said);
-            }
-            Ok(())
-        })?;
-        Ok(findings)
-    };
-    let [old, new] = rules;
-    let (old, new) = (findings(old)?, findings(new)?);
+fn compare(
+    arguments: &Arguments,
+    [old, new]: [&PathBuf; 2],
+    out: &mut dyn Write,
+    notes: &mut dyn Write,
+) -> Result<(), ReplayError> {
+    let mut reader = open(&arguments.recording)?;
+    let judges =
+        [Judge::new(&reader, policy(Some(old), &reader)?), Judge::new(&reader, policy(Some(new), &reader)?)];
+    let (started, mut tally) = (Instant::now(), Tally::default());
+    let (mut old, mut new) = (Findings::new(), Findings::new());
+    let fed = feed(&mut reader, judges, &mut tally, |index, finding| {
+        if finding.status != Status::Resolved {
+            let Finding { severity, count, why, .. } = finding;
+            let rule = rule(finding.rule).id;
+            let said = Said { rule, severity: severity.name(), count: *count, why: why.clone() };
+            let findings = if index == 0 { &mut old } else { &mut new };
+            findings.insert(finding.id.to_string(), said);
+        }
+        Ok(())
+    });
     let changes = diff(&old, &new);
     for (id, change) in &changes {
         let line = |said: &Said| {
@@ -250,5 +286,7 @@ fn compare(arguments: &Arguments, rules: [&PathBuf; 2], out: &mut dyn Write) -> 
         new.len(),
         changes.len()
     )?;
-    Ok(())
+    out.flush()?;
+    tally.note(started, notes)?;
+    fed
 }

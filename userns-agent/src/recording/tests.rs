@@ -468,6 +468,12 @@ fn a_length_takes_no_memory_that_is_not_there() {
     let mut entry = vec![0, 1, 0, 3, 0];
     codec::number(1 << 30, &mut entry);
     assert_eq!(whole(&entry, Entry::read), Err(Malformed::Short));
+    // names of rules that are all there and all empty: a byte each in the file, and 24 times that in memory
+    let count = 60 << 20;
+    let mut entry = vec![0, 1, 0, 14, 0, 1, 0];
+    codec::number(count, &mut entry);
+    entry.resize(entry.len() + usize::try_from(count).unwrap(), 0);
+    assert_eq!(whole(&entry, Entry::read), Err(Malformed::Memory));
 }
 
 #[test]
@@ -550,6 +556,34 @@ fn what_a_slow_disk_does_not_take_is_marked_and_counted() {
     assert!(text.contains(&format!("userns_recording_inputs_total {inputs}\n")), "{text}");
 }
 
+/// A disk that has not taken anything when the agent stops: what is missing at the end is marked as well.
+#[test]
+fn what_is_missing_at_the_end_is_marked() {
+    let (open, gate) = std::sync::mpsc::channel();
+    let file = Arc::new(std::sync::Mutex::new(Vec::new()));
+    let slow = Slow { gate, file: Arc::clone(&file), begun: false };
+    let metrics = Arc::new(Metrics::new().unwrap());
+    let writer = Writer::new(slow, u64::MAX, &header()).unwrap();
+    let mut recorder = Recorder::on(writer, Path::new("x"), metrics).unwrap();
+    let all = QUEUE as u64 + 50;
+    for second in 1..=all {
+        let now = Nanos(second * 2_000_000_000);
+        recorder.take(&Input::Tick(now), now);
+    }
+    let opener = std::thread::spawn(move || {
+        std::thread::sleep(Duration::from_millis(100));
+        drop(open);
+    });
+    recorder.finish();
+    opener.join().unwrap();
+    let (entries, error) = read(&file.lock().unwrap());
+    assert!(error.is_none(), "{error:?}");
+    let inputs = entries.iter().filter(|entry| matches!(entry, Entry::Input(_))).count() as u64;
+    let missing = all - inputs;
+    assert!(missing >= 40, "{missing}");
+    assert_eq!(entries[entries.len() - 2..], [Entry::Gap(missing), Entry::End(Ended::Stopped)]);
+}
+
 #[test]
 fn a_recording_ends_at_its_size() {
     let dir = tempfile::tempdir().unwrap();
@@ -584,6 +618,31 @@ fn what_differs_between_two_sets_of_rules_is_told() {
         ]
     );
     assert!(diff(&old, &old).is_empty());
+}
+
+#[test]
+fn two_sets_of_rules_are_compared_as_far_as_a_recording_goes() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = |name: &str, bytes: &[u8]| {
+        let path = dir.path().join(name);
+        std::fs::write(&path, bytes).unwrap();
+        path
+    };
+    let rules = file("rules.yaml", b"apiVersion: userns-agent/v1alpha1\nkind: RuleSet\nrules: []\n");
+    let mut writer = Writer::new(Vec::new(), u64::MAX, &header()).unwrap();
+    let mut entries = Vec::new();
+    append(&[1, 7], &mut entries);
+    writer.put(&entries).unwrap();
+    let whole = writer.end(Ended::Stopped).unwrap();
+    // without the end: the last block with its sums, and the end of the frame
+    let recording = file("cut.rec", &whole[..whole.len() - 12]);
+    let arguments = Arguments { recording, rules: vec![rules.clone(), rules], json: false };
+    let (mut out, mut notes) = (Vec::new(), Vec::new());
+    let error = replay(&arguments, &mut out, &mut notes).unwrap_err();
+    assert!(matches!(error, ReplayError::Recording(_)), "{error}");
+    let [out, notes] = [out, notes].map(|bytes| String::from_utf8(bytes).unwrap());
+    assert!(out.ends_with("0 findings with the old rules, 0 with the new; 0 differ\n"), "{out:?}");
+    assert!(notes.contains("7 inputs are missing in 1 places"), "{notes:?}");
 }
 
 #[test]

@@ -112,10 +112,13 @@ impl Recorder {
         }
     }
 
+    fn chunk(&mut self) -> Chunk {
+        Chunk { bytes: std::mem::take(&mut self.bytes), inputs: std::mem::take(&mut self.inputs) }
+    }
+
     fn hand_on(&mut self) {
+        let chunk = self.chunk();
         let Some(chunks) = &self.chunks else { return };
-        let chunk =
-            Chunk { bytes: std::mem::take(&mut self.bytes), inputs: std::mem::take(&mut self.inputs) };
         match chunks.try_send(chunk) {
             Ok(()) => self.missing = 0,
             Err(TrySendError::Full(chunk)) => {
@@ -128,10 +131,13 @@ impl Recorder {
         }
     }
 
-    /// Writes what is left, and waits for that.
+    /// Writes what is left, and what is missing, and waits for that.
     pub fn finish(mut self) {
-        self.hand_on();
-        self.chunks = None;
+        let last = self.chunk();
+        if let Some(chunks) = self.chunks.take() {
+            // full, or failed, which is told already
+            let _ = chunks.send(last);
+        }
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
         }
