@@ -82,6 +82,12 @@ fn rules_files_are_compared() {
         told.lines().filter_map(|line| Some((line.get(..1)?, line.split(' ').nth(2)?))).collect();
     assert_eq!(marks[..3], [("-", "I11"), ("+", "I11"), ("-", "I10")], "{told}");
     assert!(told.ends_with("2 findings with the old rules, 1 with the new; 2 differ\n"), "{told}");
+    let piped = Command::new(env!("CARGO_BIN_EXE_userns-agent"))
+        .args(["replay", "-", "--diff", &old, &new])
+        .stdin(std::fs::File::open(path).unwrap())
+        .output()
+        .unwrap();
+    assert_eq!(text(&piped.stdout), told, "{piped:?}");
     let only = replay(&[path, "--rules", &new, "--output", "json"]);
     assert_eq!(text(&only.stdout).lines().count(), 1);
     let wrong = rules("wrong.yaml", "rules: 1\n");

@@ -79,11 +79,13 @@ impl Recorder {
         metrics: Arc<Metrics>,
     ) -> io::Result<Self> {
         let (sender, chunks) = sync_channel(QUEUE);
-        let (path, of_thread) = (path.to_owned(), Arc::clone(&metrics));
-        let write = move || {
-            if let Err(error) = writer.write_all(&chunks, &of_thread) {
-                of_thread.recording_error();
-                tracing::error!("the recording {} ends here: {error}", path.display());
+        let write = {
+            let (path, metrics) = (path.to_owned(), Arc::clone(&metrics));
+            move || {
+                if let Err(error) = writer.write_all(&chunks, &metrics) {
+                    metrics.recording_error();
+                    tracing::error!("the recording {} ends here: {error}", path.display());
+                }
             }
         };
         let thread = std::thread::Builder::new().name("recording".to_owned()).spawn(write)?;
